@@ -1,0 +1,82 @@
+"""What the record keeps of an agent: registration, details, transitions, thinned history."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from app.models.capacity import AgentStatus, GpuType, Resources
+from app.models.heartbeat import Gpu, ResourceMetrics
+from app.models.identity import AgentId
+from app.models.order import Order
+from app.models.transition import Reason, TransitionKind
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1_000
+
+
+class RegisteredAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent of the registry; `resource_metrics` as the agent sent them, None when it sent none."""
+
+    agent_id: AgentId
+    agent_type: str
+    pool_name: str
+    hostname: str
+    status: AgentStatus
+    last_heartbeat_at: datetime
+    registered_at: datetime
+    boot_id: str | None
+    seq: int | None
+    gpus: tuple[Gpu, ...]
+    resource_metrics: ResourceMetrics | None
+
+
+class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which agents a listing wants; `after` is the last id of the page before."""
+
+    agent_type: str | None = None
+    pool_name: str | None = None
+    status: AgentStatus | None = None
+    gpu_type: GpuType | None = None
+    hostname: str | None = None
+    limit: int = DEFAULT_PAGE
+    after: AgentId | None = None
+
+
+class AgentPage(msgspec.Struct, frozen=True, kw_only=True):
+    agents: list[RegisteredAgent]
+    more: bool = False
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One kept point of an agent's history: the newest heartbeat of its time slot."""
+
+    at: datetime
+    status: AgentStatus
+    resources: Resources
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A transition as the record keeps it; `from_status` None at registration."""
+
+    at: datetime
+    from_status: TransitionKind | None
+    to_status: TransitionKind
+    reason: Reason
+
+
+class AgentHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """Both newest first."""
+
+    agent_id: AgentId
+    samples: list[Sample]
+    events: list[Event]
+
+
+class RecordedState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild needs of an agent to make its index entry again, order included."""
+
+    agent: RegisteredAgent
+    order: Order

@@ -1,0 +1,139 @@
+"""What an agent has free, what a planner asks for, and the rules that need no store to be decided."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from app.models.identity import DEFAULT_AGENT_TYPE, AgentId
+
+if TYPE_CHECKING:
+    from app.models.heartbeat import ResourceMetrics
+
+DEFAULT_LIMIT: Final = 1_000
+MAX_LIMIT: Final = 10_000
+MAX_CORES: Final = 65_536
+
+
+class AgentStatus(StrEnum):
+    ONLINE = "online"
+    BUSY = "busy"
+    OFFLINE = "offline"
+
+
+class GpuType(StrEnum):
+    NVIDIA = "nvidia"
+    AMD = "amd"
+    INTEL = "intel"
+    NONE = "none"
+
+
+Source = Literal["index", "record"]
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics with every gap filled as DESIGN.md §3 says; the form that is indexed, recorded and answered."""
+
+    cpu_cores_available: int = 0
+    cpu_cores_physical: int = 0
+    cpu_load_1min: float = 0.0
+    cpu_load_5min: float = 0.0
+    cpu_percent: float = 0.0
+    memory_available_gb: float = 0.0
+    memory_percent: float = 0.0
+    gpu_vram_available_gb: float = 0.0
+    gpu_vram_total_gb: float = 0.0
+    gpu_type: GpuType = GpuType.NONE
+
+    @classmethod
+    def of(cls, metrics: ResourceMetrics | None) -> Resources:
+        """Fills gaps: no metrics at all reads as zeros; otherwise missing cores count as 1, the rest as 0."""
+        if metrics is None:
+            return cls()
+        sent = {name: value for name, value in msgspec.structs.asdict(metrics).items() if value is not None}
+        return cls(**{"cpu_cores_available": 1, **sent})
+
+
+class AgentCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent, in the order and with the names of `GET /api/v1/agents/{agent_id}/capacity`.
+
+    `timestamp` is the last heartbeat's receive time. A silent agent reads `offline` before any sweep saw it.
+    """
+
+    agent_id: AgentId
+    status: AgentStatus
+    cpu_cores_available: int
+    cpu_cores_physical: int
+    cpu_load_1min: float
+    cpu_load_5min: float
+    cpu_percent: float
+    memory_available_gb: float
+    memory_percent: float
+    gpu_vram_available_gb: float
+    gpu_vram_total_gb: float
+    gpu_type: GpuType
+    timestamp: datetime
+
+
+class AvailableCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a search: an agent that has at least what was asked for, free and fresh."""
+
+    agent_id: AgentId
+    agent_type: str
+    pool_name: str
+    status: AgentStatus
+    gpu_vram_available_gb: float
+    cpu_cores_available: int
+    cpu_load_1min: float
+    last_heartbeat_at: datetime
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """The last row of a page; the next page starts below it in the order (free VRAM, id), both descending."""
+
+    gpu_vram_available_gb: float
+    agent_id: AgentId
+
+
+class CapacityQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A planner's question. `after` continues below a row of an earlier answer."""
+
+    min_gpu_vram_gb: float = 0.0
+    min_cpu_cores: int = 1
+    agent_type: str = DEFAULT_AGENT_TYPE
+    pool_name: str | None = None
+    gpu_type: GpuType | None = None
+    min_memory_gb: float = 0.0
+    max_age_s: float | None = None
+    limit: int = DEFAULT_LIMIT
+    after: Cursor | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether the sets' counts give the total: no filter that the sets do not know."""
+        return self.gpu_type is None and self.min_memory_gb <= 0.0 and self.max_age_s is None
+
+
+class CapacityPage(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer. `total` is None where a filter makes it inexact or the source did not count.
+
+    Attributes:
+        more: whether rows below the last one may exist; `cursor` then continues.
+        as_of: how old the answer may be: the newest heartbeat of the record; None from the index (now).
+    """
+
+    agents: list[AvailableCapacity]
+    more: bool = False
+    total: int | None = None
+    source: Source = "index"
+    as_of: datetime | None = None
+
+    @property
+    def cursor(self) -> Cursor | None:
+        if not self.more or not self.agents:
+            return None
+        last = self.agents[-1]
+        return Cursor(last.gpu_vram_available_gb, last.agent_id)

@@ -1,0 +1,17 @@
+"""An entry of the log as both consumer groups see it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.models.heartbeat import Heartbeat
+from app.models.identity import StreamId
+from app.models.transition import Transition
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered)."""
+
+    stream_id: StreamId
+    body: Heartbeat | Transition | None
+    fault: str = ""

@@ -1,0 +1,72 @@
+"""The order rule: which log entries of an agent take effect. DESIGN.md §2, "Order".
+
+`app/index/scripts/order.lua` is the same rule where it must be atomic with the index; a property test holds
+the two together. The recorder uses this one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from app.models.identity import StreamId
+
+KEPT_BOOTS: Final = 8
+"""How many boots of an agent are remembered, the present one included."""
+
+
+class Outcome(StrEnum):
+    """What became of an entry. Only `APPLIED` changes anything or counts as a sign of life."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    REORDERED = "reordered"
+    CLONED = "cloned"
+
+
+class Boot(msgspec.Struct, frozen=True, array_like=True):
+    boot_id: str
+    seq: int
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be remembered of an agent to judge its next entry.
+
+    Attributes:
+        last_id: the last applied heartbeat.
+        holder: the boot in force, None as long as none was ever named.
+        retired: earlier boots, newest first, each with the last `seq` that was applied of it.
+    """
+
+    last_id: StreamId
+    holder: Boot | None = None
+    retired: tuple[Boot, ...] = ()
+
+
+def advance(
+    order: Order | None, stream_id: StreamId, boot: Boot | None, *, offline_after_ms: int
+) -> tuple[Outcome, Order]:
+    """Judges one entry and returns what is to be remembered afterwards.
+
+    A retired boot may take over again only after the holder has been silent for `offline_after_ms`, with a
+    `seq` above its own last one; a live one before that is `CLONED`: two machines share an id.
+    """
+    if order is None:
+        return Outcome.APPLIED, Order(last_id=stream_id, holder=boot)
+    if stream_id <= order.last_id:
+        return (Outcome.DUPLICATE if stream_id == order.last_id else Outcome.REORDERED), order
+    if boot is None:
+        return Outcome.APPLIED, msgspec.structs.replace(order, last_id=stream_id)
+    if order.holder is None:
+        return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=order.retired)
+    known = next((old for old in (order.holder, *order.retired) if old.boot_id == boot.boot_id), None)
+    if known is not None and boot.seq <= known.seq:
+        return (Outcome.DUPLICATE if boot.seq == known.seq else Outcome.REORDERED), order
+    if known is order.holder:
+        return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=order.retired)
+    if known is not None and stream_id.ms - order.last_id.ms < offline_after_ms:
+        return Outcome.CLONED, order
+    retired = (order.holder, *(old for old in order.retired if old.boot_id != boot.boot_id))
+    return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=retired[: KEPT_BOOTS - 1])

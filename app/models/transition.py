@@ -1,0 +1,39 @@
+"""A change of an agent's status, written to the log by the same script that changes the sets."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from app.models.identity import AgentId, StreamId
+
+
+class TransitionKind(StrEnum):
+    ONLINE = "online"
+    BUSY = "busy"
+    OFFLINE = "offline"
+    FORGOTTEN = "forgotten"
+
+
+class Reason(StrEnum):
+    """Why: the agent said so, it fell silent, or an operator asked for it."""
+
+    HEARTBEAT = "heartbeat"
+    SILENT = "silent"
+    OPERATOR = "operator"
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes.
+
+    position: the agent's last applied heartbeat when the change happened (for `forgotten`: the entry's own
+        id). The record orders by it: a heartbeat with a greater id supersedes the status set here.
+    at_ms: when it happened, by Redis's clock.
+    """
+
+    agent_id: AgentId
+    kind: TransitionKind
+    reason: Reason
+    position: StreamId
+    at_ms: int

@@ -1,0 +1,126 @@
+"""What the use cases need of the world. `app.index` and `app.record` implement it; entry points wire it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from app.models.agent import AgentFilter, AgentHistory, AgentPage, RecordedState, RegisteredAgent
+from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
+from app.models.heartbeat import Heartbeat
+from app.models.identity import AgentId, StreamId
+from app.models.log import LogEntry
+
+RecordSession = Any
+"""An open session of the record, opaque to everybody but `app.record`; callers may lend theirs."""
+
+
+class CapacityIndex(Protocol):
+    """The newest state of every agent, in Redis. Every call may raise IndexUnavailableError."""
+
+    async def find(self, query: CapacityQuery) -> CapacityPage:
+        """Fresh, placeable agents with at least what is asked, in order; never answers short."""
+        ...
+
+    async def get(self, agent_id: AgentId) -> AgentCapacity | None: ...
+
+    async def forget(self, agent_id: AgentId) -> StreamId | None:
+        """Takes the agent out and says so in the log; returns that entry's id, None if it was not indexed."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises IndexUnavailableError unless lookups would be answered from the index now."""
+        ...
+
+
+class HeartbeatLog(Protocol):
+    """The stream, from the producers' side. May raise IndexUnavailableError or BacklogFullError."""
+
+    async def append(self, heartbeats: Sequence[Heartbeat]) -> list[StreamId]:
+        """Returns once the stream has all of them, in the order given."""
+        ...
+
+
+class CapacityRecord(Protocol):
+    """Capacity answered from the durable record. Every call may raise RecordUnavailableError.
+
+    The session is the caller's if one is lent, else one is opened and closed per call.
+    """
+
+    async def find(
+        self, query: CapacityQuery, *, seen_since_ms: int, session: RecordSession | None = None
+    ) -> CapacityPage:
+        """The same agents in the same order as the index, of those heard of since `seen_since_ms`."""
+        ...
+
+    async def get(
+        self, agent_id: AgentId, *, seen_since_ms: int, session: RecordSession | None = None
+    ) -> AgentCapacity | None:
+        """The agent, `offline` where it has not been heard of since `seen_since_ms`."""
+        ...
+
+    async def newest_heartbeat_ms(self, *, session: RecordSession | None = None) -> int | None:
+        """When anybody was last heard of; None in an empty record."""
+        ...
+
+
+class AgentRecord(Protocol):
+    """The registry. Every call may raise RecordUnavailableError."""
+
+    async def list_agents(self, wanted: AgentFilter) -> AgentPage: ...
+
+    async def agent(self, agent_id: AgentId) -> RegisteredAgent | None: ...
+
+    async def history(self, agent_id: AgentId, *, limit: int) -> AgentHistory | None:
+        """At most `limit` samples and as many events, newest first; None for an unknown agent."""
+        ...
+
+    async def forget(self, agent_id: AgentId, *, position: StreamId | None) -> bool:
+        """Hides the agent and deletes its history unless it was heard of after `position`; None: in any case.
+
+        Returns whether the agent was there.
+        """
+        ...
+
+    async def ping(self) -> None: ...
+
+
+class RecordWriter(Protocol):
+    """The recorder's side of the record. Every call may raise RecordUnavailableError."""
+
+    async def write(self, entries: Sequence[LogEntry]) -> RecordedBatch:
+        """Applies a batch in log order by the order rule, in one transaction. Idempotent."""
+        ...
+
+    async def thin(self) -> int:
+        """Deletes history and events past their retention, in bounded slices; returns the rows deleted."""
+        ...
+
+
+class RecordedBatch(Protocol):
+    """What a batch did, for logs and metrics."""
+
+    @property
+    def applied(self) -> int: ...
+    @property
+    def ignored(self) -> int: ...
+    @property
+    def transitions(self) -> int: ...
+
+
+class RecordReader(Protocol):
+    """The rebuild's side of the record."""
+
+    def states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
+        """Every agent that is not forgotten, in pages by ascending id."""
+        ...
+
+    async def greatest_position(self) -> StreamId | None:
+        """The greatest stream id the record has seen."""
+        ...
+
+
+class Clock(Protocol):
+    """Wall-clock time where no Redis is asked: the fallback to the record."""
+
+    def now_ms(self) -> int: ...

@@ -1,0 +1,72 @@
+"""Logs and metrics: one place that names them, so that a test can hold docs/metrics.md against it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+LOOKUPS = Counter("headroom_lookups", "Lookups answered, by call and source.", ["call", "source"])
+LOOKUP_SECONDS = Histogram(
+    "headroom_lookup_seconds", "Time a lookup took inside the service.", ["call", "source"], buckets=_SECONDS
+)
+HEARTBEATS_ACCEPTED = Counter("headroom_heartbeats_accepted", "Heartbeats acknowledged with 202.")
+HEARTBEATS_REJECTED = Counter("headroom_heartbeats_rejected", "Heartbeats refused as invalid.")
+HEARTBEATS = Counter("headroom_heartbeats", "Heartbeats judged by the ingest, by outcome.", ["outcome"])
+RECORDED = Counter("headroom_recorded_heartbeats", "Heartbeats judged by the recorder, by outcome.", ["outcome"])
+TRANSITIONS = Counter("headroom_transitions", "Status changes written to the record.")
+DEAD_LETTERS = Counter("headroom_dead_letters", "Log entries that could not be decoded.", ["group"])
+VISIBILITY_SECONDS = Histogram(
+    "headroom_visibility_seconds", "From a heartbeat's receipt to its application.", buckets=_SECONDS
+)
+SWEPT = Counter("headroom_swept_agents", "Agents taken out because they fell silent.")
+REBUILDS = Counter("headroom_rebuilds", "Rebuilds of the index from the record.")
+REBUILD_SECONDS = Gauge("headroom_rebuild_seconds", "How long the last rebuild took.")
+LOOP_FAILURES = Counter("headroom_loop_failures", "Failed rounds of a worker loop.", ["loop"])
+MALFORMED_AGENTS = Counter(
+    "headroom_malformed_agents", "Agents skipped because their state cannot be read.", ["source"]
+)
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Sends structlog and the standard library's logging to stderr in one form. Called by entry points only."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for noisy in ("httpx", "httpcore", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger that works unconfigured too (as plain standard logging would), for use as a library."""
+    return structlog.stdlib.get_logger(name)
