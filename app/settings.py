@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         description="Redis or Valkey to use (`redis://`, `rediss://`, `unix://`); else embedded.",
+    )
+    embedded_port: int = Field(
+        default=6390,
+        ge=0,
+        le=65_535,
+        description="Loopback port of the embedded server, for redis-cli; another one if it is taken.",
     )
     database_url: str | None = Field(
         default=None,
@@ -57,6 +63,9 @@ class Settings(BaseSettings):
 
     redis_timeout_s: float = Field(
         default=1.0, gt=0, le=30, description="Longest wait for one answer of Redis on the request path."
+    )
+    redis_pool_size: int = Field(
+        default=32, ge=1, le=1_000, description="Most connections to Redis per client of a process."
     )
     stream_block_s: float = Field(
         default=1.0, gt=0, le=30, description="How long a worker waits for new log entries in one read."
@@ -96,6 +105,11 @@ class Settings(BaseSettings):
         le=60,
         description="How long a process may drain after SIGTERM before it is killed.",
     )
+
+    @field_validator("data_dir", mode="after")
+    @classmethod
+    def _absolute(cls, data_dir: Path) -> Path:
+        return data_dir.expanduser().absolute()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
