@@ -106,6 +106,10 @@ class RecordedBatch(Protocol):
     def ignored(self) -> int: ...
     @property
     def transitions(self) -> int: ...
+    @property
+    def rejected(self) -> Sequence[tuple[StreamId, str]]:
+        """Entries that can never be written, each with the reason."""
+        ...
 
 
 class RecordReader(Protocol):

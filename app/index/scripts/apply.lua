@@ -1,0 +1,54 @@
+-- Applies heartbeats to the index in the order given, each by the order rule, writing only what changed.
+--
+-- KEYS[1]  prefix of the shard
+-- ARGV[1]  now in ms, empty for the server's time
+-- ARGV[2]  offline_after_ms
+-- ARGV[3…] per heartbeat: agent_id, stream_id, boot_id, seq, fingerprint of everything but the order,
+--          status, wanted place ("vram cores type pool", empty when not placeable),
+--          number of the strings that follow: field, value, field, value…
+-- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
+--!include common order ladder place
+
+local offline_after_ms = tonumber(ARGV[2])
+local outcomes = {}
+local at = 3
+while at <= #ARGV do
+    local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local fingerprint, status, wanted = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+    local first, count = at + 8, tonumber(ARGV[at + 7])
+    at = first + count
+
+    local key = agent_key(agent_id)
+    local old = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed', 'status')
+    local outcome, holder, holder_seq, boots =
+        judge(old[1], old[2], old[3], old[4], id, boot, seq, offline_after_ms)
+    if outcome == 'applied' then
+        -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
+        local seen = math.min(tonumber((split_id(id))), now)
+        if old[5] == fingerprint and (old[2] or '') == holder then
+            redis.call('HSET', key, 'last_id', id, 'seq', holder_seq)
+        else
+            -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
+            if old[1] and not old[7] then redis.call('DEL', key) end
+            redis.call('ZREM', silent_key, agent_id)
+            redis.call('HSET', key, 'last_id', id, 'boot_id', holder, 'seq', holder_seq,
+                'fingerprint', fingerprint, 'indexed', wanted, unpack(ARGV, first, first + count - 1))
+            if boots then redis.call('HSET', key, 'boots', boots) end
+            move(agent_id, old[6], wanted)
+        end
+        if status == 'offline' then
+            redis.call('ZREM', seen_key, agent_id)
+            redis.call('ZADD', offline_key, seen, agent_id)
+        else
+            redis.call('ZADD', seen_key, seen, agent_id)
+        end
+        if old[7] ~= status then
+            if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
+            append_transition(agent_id, status, 'heartbeat', id)
+        end
+    elseif outcome == 'cloned' then
+        redis.call('HSET', key, 'cloned_ms', string.format('%.0f', now))
+    end
+    outcomes[#outcomes + 1] = outcome
+end
+return outcomes

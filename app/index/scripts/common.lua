@@ -1,0 +1,48 @@
+-- Time, ids and key names. Included first by every script.
+-- Key names stand in app/index/keys.py too, where Python needs them; a test holds the two together.
+
+local prefix = KEYS[1]
+local stream = prefix .. ':heartbeats'
+local seen_key = prefix .. ':seen'
+local silent_key = prefix .. ':silent'
+local offline_key = prefix .. ':offline'
+
+local function agent_key(agent_id)
+    return prefix .. ':agent:' .. agent_id
+end
+
+-- Tests inject a time as ARGV[1]; in production it is empty and the server's own counts.
+local injected = ARGV[1] ~= ''
+local function read_clock()
+    if injected then return tonumber(ARGV[1]) end
+    local time = redis.call('TIME')
+    return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+local now = read_clock()
+
+-- Lua's numbers lose digits above 2^53: decimal strings are compared as strings.
+local function greater(a, b)
+    if #a ~= #b then return #a > #b end
+    return a > b
+end
+
+local function split_id(id)
+    return string.match(id, '^(%d+)-(%d+)$')
+end
+
+-- Adds an entry to the log with the same clock as everything else in this script.
+local function append(...)
+    local id = '*'
+    if injected then
+        -- Like '*', an injected id never goes below the last one when the clock steps back.
+        local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+        local ms = last and math.max(now, tonumber((split_id(last[1])))) or now
+        id = string.format('%.0f-*', ms)
+    end
+    return redis.call('XADD', stream, id, ...)
+end
+
+local function append_transition(agent_id, kind, reason, position)
+    return append('transition', kind, 'agent_id', agent_id, 'reason', reason, 'position', position,
+        'at_ms', string.format('%.0f', now))
+end

@@ -1,0 +1,20 @@
+-- Takes silent agents out of the sorted sets: one slice. Their status stays; declare.lua changes it.
+-- Re-checks each against what is in the index now, so a heartbeat applied before always wins.
+--
+-- KEYS[1]  prefix of the shard
+-- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms   3 slice
+-- Result   number of agents taken out; as many as the slice: there may be more
+--!include common ladder place horizon
+
+local silent_since = judged_until() - tonumber(ARGV[2])
+local found = redis.call('ZRANGE', seen_key, '-inf', string.format('(%.0f', silent_since),
+    'BYSCORE', 'LIMIT', 0, tonumber(ARGV[3]), 'WITHSCORES')
+for i = 1, #found, 2 do
+    local agent_id, key = found[i], agent_key(found[i])
+    move(agent_id, redis.call('HGET', key, 'indexed'), '')
+    -- Without its fingerprint even an unchanged heartbeat puts the agent back in its place.
+    redis.call('HSET', key, 'indexed', '', 'fingerprint', '')
+    redis.call('ZREM', seen_key, agent_id)
+    redis.call('ZADD', silent_key, found[i + 1], agent_id)
+end
+return #found / 2

@@ -1,0 +1,221 @@
+"""The log `headroom:heartbeats`: producers append, two consumer groups read at their own pace and ack last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import redis.asyncio as aredis
+from redis.exceptions import ResponseError
+
+from app.errors import UndecodableEntryError
+from app.index.clock import IndexClock
+from app.index.connect import is_missing_group, unavailable
+from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.models.heartbeat import Heartbeat, decode, encode
+from app.models.identity import AgentId, StreamId
+from app.models.log import LogEntry
+from app.models.transition import Reason, Transition, TransitionKind
+from app.telemetry import DEAD_LETTERS, logger
+
+_HEARTBEAT: Final = b"heartbeat"
+_TRANSITION: Final = b"transition"
+_KEPT_DEAD_LETTERS: Final = 10_000
+
+_log = logger(__name__)
+
+_RawEntry = tuple[bytes, Mapping[bytes, bytes]]
+
+
+class HeartbeatStream:
+    """Implements `HeartbeatLog`: the one way in."""
+
+    def __init__(self, client: aredis.Redis, keys: Keys, clock: IndexClock) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+
+    async def append(self, heartbeats: Sequence[Heartbeat]) -> list[StreamId]:
+        now_ms = self._clock.now_ms()
+        entry_id = "*" if now_ms is None else f"{now_ms}-*"
+        pipeline = self._client.pipeline(transaction=False)
+        for heartbeat in heartbeats:
+            pipeline.xadd(self._keys.heartbeats, {_HEARTBEAT: encode(heartbeat)}, id=entry_id)
+        with unavailable():
+            return [StreamId.parse(entry) for entry in await pipeline.execute()]
+
+
+class GroupReader:
+    """One consumer of one group. `client` blocks; its socket timeout lies above `block_s`.
+
+    An entry stays pending until it is acked: after a failed round the same entries are read again first, and
+    those of a consumer that died are taken over once they have been idle for `takeover_after_s`.
+    """
+
+    def __init__(
+        self,
+        client: aredis.Redis,
+        keys: Keys,
+        group: str,
+        consumer: str,
+        *,
+        batch: int,
+        block_s: float,
+        takeover_after_s: float,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._group = group
+        self._consumer = consumer
+        self._batch = batch
+        self._block_ms = max(1, round(block_s * 1000))
+        self._takeover_after_ms = round(takeover_after_s * 1000)
+        self._next_takeover = 0.0
+        self._takeover_cursor = b"0-0"
+        self._may_have_pending = True
+
+    async def read(self) -> list[LogEntry]:
+        """The next entries in log order, those left unacked first; empty after `block_s` without any."""
+        with unavailable():
+            try:
+                return [_parse(*raw) for raw in await self._read()]
+            except ResponseError as error:
+                if not is_missing_group(error):
+                    raise
+                _log.warning("The stream or its group is gone, making it anew", group=self._group)
+                await ensure_group(self._client, self._keys.heartbeats, self._group)
+                return []
+
+    async def ack(self, stream_ids: Sequence[StreamId]) -> None:
+        if stream_ids:
+            with unavailable():
+                await self._client.xack(self._keys.heartbeats, self._group, *map(str, stream_ids))
+        self._may_have_pending = False
+
+    async def dead_letter(self, stream_id: StreamId, reason: str) -> None:
+        """Keeps an entry that can never be processed where a person can look at it; the caller acks it."""
+        with unavailable():
+            raw: Any = await self._client.xrange(self._keys.heartbeats, str(stream_id), str(stream_id), count=1)
+            fields: dict[Any, Any] = dict(raw[0][1]) if raw else {}
+            fields |= {"entry_id": str(stream_id), "group": self._group, "reason": reason}
+            await self._client.xadd(self._keys.dead_letters, fields, maxlen=_KEPT_DEAD_LETTERS, approximate=True)
+        DEAD_LETTERS.labels(group=self._group).inc()
+        _log.error("Set a log entry aside that cannot be processed", entry_id=str(stream_id), reason=reason)
+
+    async def _read(self) -> list[_RawEntry]:
+        if self._may_have_pending:
+            own = _entries(await self._group_read("0", block_ms=None))
+            if own:
+                return own
+            self._may_have_pending = False
+        if taken := await self._take_over():
+            self._may_have_pending = True
+            return taken
+        entries = _entries(await self._group_read(">", block_ms=self._block_ms))
+        self._may_have_pending = bool(entries)
+        return entries
+
+    async def _group_read(self, after: str, *, block_ms: int | None) -> Any:
+        return await self._client.xreadgroup(
+            self._group, self._consumer, {self._keys.heartbeats: after}, count=self._batch, block=block_ms
+        )
+
+    async def _take_over(self) -> list[_RawEntry]:
+        if time.monotonic() < self._next_takeover:
+            return []
+        reply = await self._client.xautoclaim(
+            self._keys.heartbeats,
+            self._group,
+            self._consumer,
+            self._takeover_after_ms,
+            start_id=self._takeover_cursor,
+            count=self._batch,
+        )
+        self._takeover_cursor = reply[0]
+        entries = [(entry_id, fields) for entry_id, fields in reply[1] if fields is not None]
+        if not entries and self._takeover_cursor == b"0-0":
+            self._next_takeover = time.monotonic() + self._takeover_after_ms / 2000
+        return entries
+
+
+class StreamUpkeep:
+    """Keeps the stream short: everything below the slower group goes, and past the cap what only it needs."""
+
+    def __init__(self, client: aredis.Redis, keys: Keys, *, max_entries: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._max_entries = max_entries
+
+    async def trim(self) -> int:
+        """Returns how many entries went."""
+        with unavailable():
+            positions = await self.positions()
+            if positions[GROUP_INDEX] is None:
+                return 0
+            floor = min(positions[GROUP_INDEX], positions[GROUP_RECORD] or StreamId(0))
+            if await self._client.xlen(self._keys.heartbeats) > self._max_entries:
+                floor = positions[GROUP_INDEX]
+            return int(await self._client.xtrim(self._keys.heartbeats, minid=str(floor), approximate=True))
+
+    async def positions(self) -> dict[str, StreamId | None]:
+        """Per group the oldest entry it still needs; None where the group does not exist."""
+        positions: dict[str, StreamId | None] = {GROUP_INDEX: None, GROUP_RECORD: None}
+        try:
+            groups = await self._client.xinfo_groups(self._keys.heartbeats)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return positions
+            raise
+        for group in groups:
+            name = group["name"].decode()
+            if name in positions:
+                pending = await self._client.xpending(self._keys.heartbeats, name)
+                needed = pending["min"] if pending["pending"] else group["last-delivered-id"]
+                positions[name] = StreamId.parse(needed)
+        return positions
+
+
+async def ensure_group(client: aredis.Redis, stream: str, group: str) -> None:
+    """Makes the group, and the stream, where they are missing; a new group reads from the beginning."""
+    try:
+        await client.xgroup_create(stream, group, id="0", mkstream=True)
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+def _entries(reply: Any) -> list[_RawEntry]:
+    """The entries of the one stream that was read, whichever protocol version shaped the reply."""
+    if not reply:
+        return []
+    streams = reply.values() if isinstance(reply, dict) else (entries for _, entries in reply)
+    found: list[_RawEntry] = []
+    for entries in streams:
+        # RESP3 wraps the entries of each stream in one more list.
+        nested = entries[0] if len(entries) == 1 and entries and isinstance(entries[0], list) else entries
+        # An entry that was trimmed while it was pending has no fields any more.
+        found += [(entry_id, {} if fields is None else fields) for entry_id, fields in nested]
+    return found
+
+
+def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
+    stream_id = StreamId.parse(entry_id)
+    try:
+        if _HEARTBEAT in fields:
+            return LogEntry(stream_id, decode(fields[_HEARTBEAT]))
+        if _TRANSITION in fields:
+            return LogEntry(stream_id, _transition(stream_id, fields))
+    except (UndecodableEntryError, ValueError, KeyError) as error:
+        return LogEntry(stream_id, None, str(error) or type(error).__name__)
+    return LogEntry(stream_id, None, "trimmed before it was processed" if not fields else "unknown kind of entry")
+
+
+def _transition(stream_id: StreamId, fields: Mapping[bytes, bytes]) -> Transition:
+    return Transition(
+        agent_id=AgentId(fields[b"agent_id"].decode()),
+        kind=TransitionKind(fields[_TRANSITION].decode()),
+        reason=Reason(fields[b"reason"].decode()),
+        position=StreamId.parse(fields[b"position"]) if b"position" in fields else stream_id,
+        at_ms=int(fields[b"at_ms"]),
+    )

@@ -1,0 +1,166 @@
+"""Everything that changes the index, in bounded slices: apply, sweep, declare, expire, restore, leases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final, TypeVar
+
+import redis.asyncio as aredis
+
+from app.index.clock import IndexClock
+from app.index.connect import command, unavailable
+from app.index.epoch import Epoch, EpochGuard
+from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
+from app.index.placement import State, apply_arguments, restore_arguments
+from app.index.scripts import Argument, Call, load, run, run_all
+from app.index.stream import ensure_group
+from app.models.agent import RecordedState
+from app.models.heartbeat import Heartbeat
+from app.models.identity import StreamId
+from app.models.order import Outcome
+
+T = TypeVar("T")
+
+APPLY_SLICE: Final = 16
+"""Heartbeats per script call: about 2 ms of Redis's time when every value of every agent changed."""
+
+SWEEP_SLICE: Final = 20
+"""Agents per script call that takes agents out or drops them."""
+
+
+def sweep_call(keys: Keys, now_ms: int | None, offline_after_ms: int) -> Call:
+    return Call(load("sweep"), keys.prefix, ("" if now_ms is None else now_ms, offline_after_ms, SWEEP_SLICE))
+
+
+class Upkeep:
+    """The workers' side of the index of one shard. Every call may raise IndexUnavailableError."""
+
+    def __init__(
+        self,
+        client: aredis.Redis,
+        keys: Keys,
+        epochs: EpochGuard,
+        clock: IndexClock,
+        *,
+        offline_after_s: float,
+        forget_after_d: float,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._epochs = epochs
+        self._clock = clock
+        self._offline_after_ms = round(offline_after_s * 1000)
+        self._forget_after_ms = round(forget_after_d * 86_400_000)
+
+    async def apply(self, heartbeats: Sequence[tuple[StreamId, Heartbeat]]) -> list[Outcome]:
+        """Applies heartbeats in the order given. Repeating it changes nothing."""
+        calls = [
+            self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
+            for part in _slices(heartbeats, APPLY_SLICE)
+        ]
+        with unavailable():
+            replies = await run_all(self._client, calls)
+        return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
+
+    async def sweep(self) -> int:
+        """Takes one slice of silent agents out of the sets; returns how many, SWEEP_SLICE: maybe more."""
+        with unavailable():
+            return int(
+                await run(self._client, sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms))
+            )
+
+    async def declare(self) -> int:
+        """Declares one slice of the agents taken out offline; returns how many, SWEEP_SLICE: maybe more."""
+        with unavailable():
+            return int(await run(self._client, self._call("declare", SWEEP_SLICE)))
+
+    async def expire(self) -> int:
+        """Drops one slice of agents that have been offline for too long; SWEEP_SLICE: maybe more."""
+        with unavailable():
+            return int(await run(self._client, self._call("expire", self._forget_after_ms, SWEEP_SLICE)))
+
+    async def lease(self, duty: str, holder: str, *, ttl_s: float) -> bool:
+        """Takes or keeps the lease on a duty; `ttl_s` 0 gives it back. Returns whether the caller holds it."""
+        with unavailable():
+            return bool(await run(self._client, self._call("lease", duty, holder, round(ttl_s * 1000))))
+
+    async def current_epoch(self) -> Epoch | None:
+        """The epoch in force, None when a rebuild is due."""
+        with unavailable():
+            return await self._epochs.current()
+
+    async def now_ms(self) -> int:
+        """The time that the scripts count with."""
+        injected = self._clock.now_ms()
+        if injected is not None:
+            return injected
+        with unavailable():
+            seconds, micros = await self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def begin_rebuild(self, marker: str, greatest_recorded: StreamId | None) -> None:
+        """Readies the stream: both groups exist, and new entries get ids above everything recorded.
+
+        Sets of another layout are deleted first, since no script of this build would ever take an agent out of
+        them.
+        """
+        with unavailable():
+            epoch: bytes | None = await self._client.get(self._keys.epoch)  # type: ignore[assignment]  # not decoded
+            found = Epoch.parse(epoch.decode("ascii", "replace")) if epoch else None
+            if found is not None and found.layout != LAYOUT:
+                await self._wipe()
+            await self._client.set(self._keys.rebuild, marker)
+            for group in (GROUP_INDEX, GROUP_RECORD):
+                await ensure_group(self._client, self._keys.heartbeats, group)
+            if greatest_recorded is not None:
+                info = await self._client.xinfo_stream(self._keys.heartbeats)
+                if StreamId.parse(info["last-generated-id"]) < greatest_recorded:
+                    await command(self._client, "XSETID", self._keys.heartbeats, str(greatest_recorded))
+
+    async def restore(self, states: Sequence[RecordedState]) -> int:
+        """Puts recorded agents back where the index knows nothing newer; returns how many."""
+        calls = [
+            self._call("restore", *(a for one in part for a in restore_arguments(_state(one), one.order)))
+            for part in _slices(states, APPLY_SLICE)
+        ]
+        if not calls:
+            return 0
+        with unavailable():
+            return sum(await run_all(self._client, calls))
+
+    async def open_epoch(self, marker: str) -> bool:
+        """Ends a rebuild; False when Redis was flushed or restarted meanwhile and it must begin again."""
+        with unavailable():
+            # The run id is read anew: a restart with its data intact keeps the marker.
+            self._epochs.reconnected()
+            run_id = await self._epochs.run_id()
+            return await run(self._client, self._call("open_epoch", marker, LAYOUT, run_id)) is not None
+
+    def _call(self, script: str, *arguments: Argument) -> Call:
+        now_ms = self._clock.now_ms()
+        return Call(load(script), self._keys.prefix, ("" if now_ms is None else now_ms, *arguments))
+
+    async def _wipe(self) -> None:
+        kept = {self._keys.heartbeats.encode(), self._keys.dead_letters.encode()}
+        cursor = 0
+        while True:
+            cursor, found = await self._client.scan(cursor, match=f"{self._keys.prefix}:*", count=500)
+            if doomed := [key for key in found if key not in kept]:
+                await self._client.unlink(*doomed)
+            if cursor == 0:
+                return
+
+
+def _state(recorded: RecordedState) -> State:
+    agent = recorded.agent
+    metrics = agent.resource_metrics
+    return State(
+        agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.gpus, metrics
+    )
+
+
+def _slices(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part

@@ -1,0 +1,51 @@
+"""Ingest: the stream's group `index` -> the sorted sets. Applies first, acks last."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from app.models.heartbeat import Heartbeat
+from app.models.order import Outcome
+from app.telemetry import HEARTBEATS, VISIBILITY_SECONDS, logger
+
+if TYPE_CHECKING:
+    from app.index.stream import GroupReader
+    from app.index.upkeep import Upkeep
+    from app.models.identity import StreamId
+
+_log = logger(__name__)
+
+
+class Ingest:
+    """One round: read a batch, apply its heartbeats, set aside what cannot be read, ack.
+
+    Transitions in the log are already in the index: the script that made them added them.
+    """
+
+    name = "ingest"
+
+    def __init__(self, reader: GroupReader, upkeep: Upkeep) -> None:
+        self._reader = reader
+        self._upkeep = upkeep
+
+    async def run_once(self) -> None:
+        entries = await self._reader.read()
+        heartbeats: list[tuple[StreamId, Heartbeat]] = []
+        for entry in entries:
+            if isinstance(entry.body, Heartbeat):
+                heartbeats.append((entry.stream_id, entry.body))
+            elif entry.body is None:
+                await self._reader.dead_letter(entry.stream_id, entry.fault)
+        outcomes = await self._upkeep.apply(heartbeats)
+        await self._reader.ack([entry.stream_id for entry in entries])
+        self._count(heartbeats, outcomes)
+
+    @staticmethod
+    def _count(heartbeats: list[tuple[StreamId, Heartbeat]], outcomes: list[Outcome]) -> None:
+        now_ms = time.time() * 1000
+        for (stream_id, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
+            HEARTBEATS.labels(outcome=outcome.value).inc()
+            VISIBILITY_SECONDS.observe(max(0.0, now_ms - stream_id.ms) / 1000)
+            if outcome is Outcome.CLONED:
+                _log.warning("Two machines report under one id", agent_id=heartbeat.agent_id)

@@ -1,0 +1,87 @@
+"""Reaper: silence -> offline. Any number may run; a lease lets one act at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from app.index.upkeep import SWEEP_SLICE
+from app.telemetry import SWEPT, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from app.index.stream import StreamUpkeep
+    from app.index.upkeep import Upkeep
+
+_LEASE_S: Final = 5.0
+_HOUSEKEEPING_EVERY_S: Final = 10.0
+
+_log = logger(__name__)
+
+
+class Reaper:
+    """One round a second: take silent agents out of the sets, then declare them offline.
+
+    For `offline_after_s` after an epoch was opened nobody is declared offline: agents could not report while
+    Redis was away, and must have had the time to.
+    """
+
+    name = "reaper"
+
+    def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float, offline_after_s: float) -> None:
+        self._upkeep = upkeep
+        self._holder = holder
+        self._every_s = every_s
+        self._offline_after_ms = offline_after_s * 1000
+
+    async def run_once(self) -> None:
+        await asyncio.sleep(self._every_s)
+        if not await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self._every_s)):
+            return
+        await self.sweep()
+
+    async def sweep(self) -> int:
+        """Does all that is due now, slice by slice; returns how many agents were declared offline."""
+        taken_out = await _all_slices(self._upkeep.sweep)
+        if taken_out:
+            SWEPT.inc(taken_out)
+            _log.info("Took silent agents out of the index", agents=taken_out)
+        epoch = await self._upkeep.current_epoch()
+        if epoch is None or await self._upkeep.now_ms() - epoch.opened_ms < self._offline_after_ms:
+            return 0
+        return await _all_slices(self._upkeep.declare)
+
+
+class Housekeeping:
+    """Now and then: trims the stream and drops agents that have been offline for very long."""
+
+    name = "housekeeping"
+
+    def __init__(self, upkeep: Upkeep, stream: StreamUpkeep, holder: str) -> None:
+        self._upkeep = upkeep
+        self._stream = stream
+        self._holder = holder
+        self._next = time.monotonic() + 1.0
+
+    async def run_once(self) -> None:
+        await asyncio.sleep(0.5)
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _HOUSEKEEPING_EVERY_S
+        if await self._upkeep.lease(self.name, self._holder, ttl_s=2 * _HOUSEKEEPING_EVERY_S):
+            await self._stream.trim()
+            dropped = await _all_slices(self._upkeep.expire)
+            if dropped:
+                _log.info("Dropped agents from the index that have been offline for long", agents=dropped)
+
+
+async def _all_slices(slice_once: Callable[[], Awaitable[int]]) -> int:
+    """Repeats a bounded slice until it was not full; Redis serves others in between."""
+    total = 0
+    while True:
+        done = await slice_once()
+        total += done
+        if done < SWEEP_SLICE:
+            return total

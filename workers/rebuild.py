@@ -1,0 +1,62 @@
+"""Rebuild: record -> index, whenever Redis came back empty, older, failed over, or with another layout."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from app.telemetry import REBUILD_SECONDS, REBUILDS, logger
+
+if TYPE_CHECKING:
+    from app.index.upkeep import Upkeep
+    from app.service.ports import RecordReader
+
+_EVERY_S: Final = 0.5
+_LEASE_S: Final = 10.0
+_PAGE: Final = 1_000
+
+_log = logger(__name__)
+
+
+class Rebuild:
+    """One round: look whether the index may be trusted; if not, make it from the record and open an epoch.
+
+    Heartbeats are applied meanwhile; the order guard keeps whatever is fresher.
+    """
+
+    name = "rebuild"
+
+    def __init__(self, upkeep: Upkeep, record: RecordReader, holder: str) -> None:
+        self._upkeep = upkeep
+        self._record = record
+        self._holder = holder
+
+    async def run_once(self) -> None:
+        if await self._upkeep.current_epoch() is None and await self._lease():
+            await self.rebuild()
+        await asyncio.sleep(_EVERY_S)
+
+    async def rebuild(self) -> bool:
+        """Returns whether an epoch could be opened; False when Redis was flushed again meanwhile."""
+        _log.info("Rebuilding the index from the record")
+        started = time.monotonic()
+        marker = secrets.token_hex(8)
+        await self._upkeep.begin_rebuild(marker, await self._record.greatest_position())
+        restored = 0
+        async for page in self._record.states(page_size=_PAGE):
+            restored += await self._upkeep.restore(page)
+            await self._lease()
+        opened = await self._upkeep.open_epoch(marker)
+        took_s = time.monotonic() - started
+        if opened:
+            REBUILDS.inc()
+            REBUILD_SECONDS.set(took_s)
+            _log.info("The index is rebuilt", agents=restored, seconds=round(took_s, 2))
+        else:
+            _log.warning("Redis lost its data during the rebuild; beginning again")
+        return opened
+
+    async def _lease(self) -> bool:
+        return await self._upkeep.lease(self.name, self._holder, ttl_s=_LEASE_S)

@@ -1,0 +1,57 @@
+"""Recorder: the stream's group `record` -> the durable record. Commits first, acks last."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from app.telemetry import logger
+
+if TYPE_CHECKING:
+    from app.index.stream import GroupReader
+    from app.service.ports import RecordWriter
+
+_THIN_EVERY_S: Final = 600.0
+
+_log = logger(__name__)
+
+
+class Recorder:
+    """One round: read a batch, commit it by the order rule, set aside what can never be written, ack."""
+
+    name = "recorder"
+
+    def __init__(self, reader: GroupReader, record: RecordWriter) -> None:
+        self._reader = reader
+        self._record = record
+
+    async def run_once(self) -> None:
+        entries = await self._reader.read()
+        if not entries:
+            return
+        for entry in entries:
+            if entry.body is None:
+                await self._reader.dead_letter(entry.stream_id, entry.fault)
+        batch = await self._record.write(entries)
+        for stream_id, reason in batch.rejected:
+            await self._reader.dead_letter(stream_id, reason)
+        await self._reader.ack([entry.stream_id for entry in entries])
+
+
+class Thinning:
+    """Deletes what is past its retention, now and then."""
+
+    name = "thinning"
+
+    def __init__(self, record: RecordWriter) -> None:
+        self._record = record
+        self._next = time.monotonic() + _THIN_EVERY_S
+
+    async def run_once(self) -> None:
+        await asyncio.sleep(1.0)
+        if time.monotonic() >= self._next:
+            deleted = await self._record.thin()
+            self._next = time.monotonic() + _THIN_EVERY_S
+            if deleted:
+                _log.info("Deleted what is past its retention", rows=deleted)

@@ -1,0 +1,95 @@
+"""The one runner for all worker loops: signals, backoff, drain. A loop is a name and one round."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from app.errors import UnavailableError
+from app.telemetry import LOOP_FAILURES, logger
+
+_FIRST_BACKOFF_S: Final = 0.1
+_LONGEST_BACKOFF_S: Final = 5.0
+
+_log = logger(__name__)
+
+
+class Loop(Protocol):
+    """What a worker does over and over.
+
+    A round waits for its work by itself (a blocking read, or a pause), is safe to repeat after it failed at any
+    point, and may be cancelled while it drains.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def run_once(self) -> None: ...
+
+
+class Runner:
+    """Runs loops side by side until it is told to stop.
+
+    A round that fails is logged and counted, and the loop goes on after a pause that doubles up to 5 s: nothing
+    that a dependency does ends a worker. A stop lets the rounds that are under way finish within `drain_s`.
+    """
+
+    def __init__(self, loops: Sequence[Loop], *, drain_s: float) -> None:
+        self._loops = loops
+        self._drain_s = drain_s
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self, *, signals: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+        """Returns once every loop has ended.
+
+        Args:
+            signals: whether SIGTERM and SIGINT stop it.
+            ready: called once the loops run.
+        """
+        if signals:
+            running = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                running.add_signal_handler(number, self.stop)
+        tasks = [asyncio.create_task(self._repeat(loop), name=loop.name) for loop in self._loops]
+        ready()
+        await self._stopping.wait()
+        _, late = await asyncio.wait(tasks, timeout=self._drain_s)
+        for task in late:
+            _log.warning("Ending a round that did not finish in time", loop=task.get_name())
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+                raise outcome
+
+    async def _repeat(self, loop: Loop) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            try:
+                await loop.run_once()
+            except UnavailableError as error:
+                LOOP_FAILURES.labels(loop=loop.name).inc()
+                _log.warning(
+                    "A dependency is away", loop=loop.name, code=error.code, retry_in_s=round(backoff_s, 1)
+                )
+            except Exception:  # the loop must outlive what nobody foresaw; it is logged whole and counted
+                LOOP_FAILURES.labels(loop=loop.name).inc()
+                _log.exception("A round failed", loop=loop.name, retry_in_s=round(backoff_s, 1))
+            else:
+                backoff_s = _FIRST_BACKOFF_S
+                continue
+            # Workers that lost the same server must not come back to it in step.
+            await self.pause(backoff_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter, not a secret
+            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleeps, but not past a stop."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
