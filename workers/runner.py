@@ -74,10 +74,8 @@ class Runner:
                 await loop.run_once()
             except UnavailableError as error:
                 LOOP_FAILURES.labels(loop=loop.name).inc()
-                _log.warning(
-                    "A dependency is away", loop=loop.name, code=error.code, retry_in_s=round(backoff_s, 1)
-                )
-            except Exception:  # the loop must outlive what nobody foresaw; it is logged whole and counted
+                _log.warning("A dependency is away", loop=loop.name, code=error.code, detail=error.detail)
+            except Exception:  # noqa: BLE001  # the loop must outlive what nobody foresaw; logged whole and counted
                 LOOP_FAILURES.labels(loop=loop.name).inc()
                 _log.exception("A round failed", loop=loop.name, retry_in_s=round(backoff_s, 1))
             else:

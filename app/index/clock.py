@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 
@@ -31,8 +30,3 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Moves the clock; negative seconds move it back."""
         self._now_ms += round(seconds * 1000)
-
-
-class WallClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000

@@ -1,0 +1,55 @@
+"""One worker process: opens what its loops need, runs them, closes it all. `headroom worker NAME` calls this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, get_args
+
+from app.index import Index, consumer_name, open_index
+from app.record import Record, open_record
+from app.settings import Settings
+from app.telemetry import logger
+from workers.ingest import Ingest
+from workers.reaper import Housekeeping, Reaper
+from workers.rebuild import Rebuild
+from workers.recorder import Recorder, Thinning
+from workers.runner import Loop, Runner
+
+WorkerName = Literal["ingest", "recorder", "reaper"]
+WORKERS: Final[tuple[WorkerName, ...]] = get_args(WorkerName)
+
+_log = logger(__name__)
+
+
+async def run_worker(name: WorkerName, settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Any number of processes may run the same worker."""
+    index = open_index(settings, purpose=name)
+    record = open_record(settings)
+    try:
+        runner = Runner(_loops(name, settings, index, record), drain_s=settings.shutdown_after_s / 2)
+        await runner.run(signals=True, ready=lambda: _log.info("Worker runs", worker=name))
+        _log.info("Worker ends", worker=name)
+    finally:
+        await record.close()
+        await index.close()
+
+
+def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -> Sequence[Loop]:
+    holder = consumer_name()
+    rebuild = Rebuild(index.upkeep, record.reader, holder)
+    makers: dict[WorkerName, Callable[[], Sequence[Loop]]] = {
+        # Whichever of the two is alive heals an index that was lost; a lease keeps them apart.
+        "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild],
+        "recorder": lambda: [Recorder(index.record_reader(), record.writer), Thinning(record.writer)],
+        "reaper": lambda: [
+            Reaper(
+                index.upkeep,
+                holder,
+                every_s=settings.sweep_interval_s,
+                offline_after_s=settings.offline_after_s,
+            ),
+            Housekeeping(index.upkeep, index.stream, holder),
+            rebuild,
+        ],
+    }
+    return makers[name]()
