@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from app.index import Index, open_index
+from app.index.opening import Index, open_index
 from app.index.clock import IndexClock
 from app.models.capacity import GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, get_args
 
-from app.index import Index, consumer_name, open_index
+from app.index.opening import Index, consumer_name, open_index
 from app.record import Record, open_record
 from app.settings import Settings
 from app.telemetry import logger

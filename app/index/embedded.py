@@ -33,6 +33,8 @@ class EmbeddedValkey:
     Start it from a thread that lives as long as the process (see `app.tether`). A restart keeps port and URL.
     """
 
+    name = "embedded server"
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.directory = settings.data_dir / "valkey"
@@ -92,13 +94,13 @@ class EmbeddedValkey:
             raise ValueError("the server was not started")
         return await self._process.wait()
 
-    async def stop(self) -> None:
+    async def stop(self, *, within_s: float = _STOP_WITHIN_S) -> None:
         """Ends the server in order, everything written to its file, and gives the directory back."""
         process = self._process
         if process is not None and process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_WITHIN_S)
+                await asyncio.wait_for(process.wait(), within_s)
             except TimeoutError:
                 _log.warning("The embedded server does not end, killing it", pid=process.pid)
                 process.kill()

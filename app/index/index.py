@@ -12,24 +12,21 @@ from app.errors import IndexRebuildingError
 from app.index.clock import IndexClock
 from app.index.connect import unavailable
 from app.index.epoch import EpochGuard
-from app.index.keys import Keys, encode_pool
-from app.index.placement import RESOURCE_FIELDS, from_ms, read_row
-from app.index.scripts import Call, load, run
+from app.index.execute import run
+from app.index.keys import Keys
+from app.index.lookup import Slice, find_call, get_call, parse_find, parse_get
+from app.index.placement import read_row
+from app.index.scripts import Call, load
 from app.index.upkeep import sweep_call
 from app.models.capacity import (
     AgentCapacity,
-    AgentStatus,
     AvailableCapacity,
     CapacityPage,
     CapacityQuery,
     Cursor,
-    Resources,
 )
 from app.models.identity import AgentId, StreamId
 from app.telemetry import MALFORMED_AGENTS, logger
-
-SLICE: Final = 128
-"""Most agents of one set that a single script call looks at: about a millisecond of Redis's time."""
 
 _SILENT_BOUND: Final = 32
 """A lookup that meets more silent agents than this sweeps a slice of them out of the way."""
@@ -37,65 +34,6 @@ _SILENT_BOUND: Final = 32
 _TOMBSTONE_MS: Final = 3_600_000
 
 _log = logger(__name__)
-
-
-class Slice(msgspec.Struct, frozen=True):
-    """One answer of find.lua."""
-
-    rows: list[tuple[bytes, int]]
-    more: bool
-    silent: int
-    total: int | None
-    last: Cursor | None
-
-
-def find_call(
-    keys: Keys,
-    query: CapacityQuery,
-    *,
-    epoch: str,
-    now_ms: int | None,
-    offline_after_ms: int,
-    limit: int,
-    after: Cursor | None,
-    with_total: bool,
-) -> Call:
-    """One slice of a search. A filter that the sets do not know makes it look at more than it returns."""
-    filtered = query.gpu_type is not None or query.min_memory_gb > 0 or query.max_age_s is not None
-    limit = min(limit, SLICE)
-    return Call(
-        load("find"),
-        keys.prefix,
-        (
-            "" if now_ms is None else now_ms,
-            offline_after_ms,
-            epoch,
-            query.agent_type,
-            "" if query.pool_name is None else encode_pool(query.pool_name),
-            repr(query.min_gpu_vram_gb),
-            query.min_cpu_cores,
-            limit,
-            "" if after is None else repr(after.gpu_vram_available_gb),
-            "" if after is None else after.agent_id,
-            "" if query.gpu_type is None else query.gpu_type.value,
-            repr(query.min_memory_gb) if query.min_memory_gb > 0 else "",
-            "" if query.max_age_s is None else round(query.max_age_s * 1000),
-            # One more than wanted tells whether there is more.
-            SLICE if filtered else limit + 1,
-            int(with_total),
-        ),
-    )
-
-
-def parse_find(reply: list[Any]) -> Slice:
-    last_id = reply[5].decode()
-    return Slice(
-        rows=[(reply[i], int(float(reply[i + 1]))) for i in range(6, len(reply), 2)],
-        more=bool(reply[1]),
-        silent=reply[2],
-        total=None if reply[3] < 0 else reply[3],
-        last=Cursor(float(reply[4]), AgentId(last_id)) if last_id else None,
-    )
 
 
 class RedisIndex:
@@ -138,29 +76,22 @@ class RedisIndex:
         return CapacityPage(agents=agents, more=more, total=total)
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
+        now_ms = self._clock.now_ms()
         with unavailable():
             reply = await self._trusting(
-                lambda epoch: Call(
-                    load("get"),
-                    self._keys.prefix,
-                    (*self._clock_arguments(), epoch, agent_id, *RESOURCE_FIELDS),
+                lambda epoch: get_call(
+                    self._keys, agent_id, epoch=epoch, now_ms=now_ms, offline_after_ms=self._offline_after_ms
                 )
             )
-        if reply[0] == b"none":
-            return None
-        texts = [None if value is None else value.decode() for value in reply[3:]]
-        fields = {name: text for name, text in zip(("status", *RESOURCE_FIELDS), texts, strict=True) if text}
-        status = AgentStatus(fields.pop("status"))
-        resources = msgspec.convert(fields, Resources, strict=False)
-        return AgentCapacity(
-            agent_id=agent_id,
-            status=status if reply[2] or status is AgentStatus.OFFLINE else AgentStatus.OFFLINE,
-            timestamp=from_ms(int(float(reply[1]))),
-            **msgspec.structs.asdict(resources),
-        )
+        try:
+            return parse_get(agent_id, reply)
+        except (msgspec.ValidationError, ValueError):
+            self._skip(agent_id)
+            return parse_get(agent_id, [*reply[:4], *[None] * (len(reply) - 4)])
 
     async def forget(self, agent_id: AgentId) -> StreamId | None:
-        call = Call(load("forget"), self._keys.prefix, (self._clock_arguments()[0], agent_id, _TOMBSTONE_MS))
+        now_ms = self._clock.now_ms()
+        call = Call(load("forget"), self._keys.prefix, ("" if now_ms is None else now_ms, agent_id, _TOMBSTONE_MS))
         with unavailable():
             reply = await run(self._client, call)
         return None if reply is None else StreamId.parse(reply)
@@ -171,10 +102,6 @@ class RedisIndex:
             if await self._client.get(self._keys.epoch) != epoch.encode():
                 self._epochs.reconnected()
                 await self._epochs.trusted()
-
-    def _clock_arguments(self) -> tuple[int | str, int]:
-        now_ms = self._clock.now_ms()
-        return ("" if now_ms is None else now_ms), self._offline_after_ms
 
     async def _slice(self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool) -> Slice:
         return parse_find(
@@ -206,6 +133,10 @@ class RedisIndex:
         try:
             return read_row(document, seen_ms)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            MALFORMED_AGENTS.labels(source="index").inc()
-            _log.warning("Skipped an agent whose document cannot be read", document_bytes=len(document))
+            RedisIndex._skip(None)
             return None
+
+    @staticmethod
+    def _skip(agent_id: AgentId | None) -> None:
+        MALFORMED_AGENTS.labels(source="index").inc()
+        _log.warning("Skipped the metrics of an agent that cannot be read", agent_id=agent_id)

@@ -1,4 +1,4 @@
-"""Typed callers of the Lua scripts in `scripts/`: one verb each. Data travels in arguments only."""
+"""The Lua scripts in `scripts/`, one verb each, and calls of them, ready for any client, blocking or not."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 import re
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import redis.asyncio as aredis
-from redis.exceptions import NoScriptError
 
 _INCLUDE: Final = re.compile(r"^--!include (.+)$", re.MULTILINE)
 
@@ -44,35 +42,3 @@ class Call(msgspec.Struct, frozen=True):
     script: Script
     prefix: str
     arguments: tuple[Argument, ...]
-
-
-async def run(client: aredis.Redis, call: Call) -> Any:
-    """Runs the script, loading it first where the server does not know it (any more)."""
-    script = call.script
-    try:
-        return await client.evalsha(script.sha, 1, call.prefix, *call.arguments)
-    except NoScriptError:
-        return await client.eval(script.source, 1, call.prefix, *call.arguments)
-
-
-async def run_all(client: aredis.Redis, calls: list[Call]) -> list[Any]:
-    """Runs several calls in one round trip, in order; each is atomic by itself, not all together.
-
-    A server that lost a script answers NOSCRIPT for some of them; all are then run again, which is for scripts
-    that an order guard makes safe to repeat.
-    """
-    if len(calls) == 1:
-        return [await run(client, calls[0])]
-    try:
-        return await _run_pipeline(client, calls)
-    except NoScriptError:
-        for script in {call.script for call in calls}:
-            await client.script_load(script.source)
-        return await _run_pipeline(client, calls)
-
-
-async def _run_pipeline(client: aredis.Redis, calls: list[Call]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
-    for call in calls:
-        pipeline.execute_command("EVALSHA", call.script.sha, 1, call.prefix, *call.arguments)
-    return await pipeline.execute()

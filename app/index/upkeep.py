@@ -11,9 +11,10 @@ import redis.asyncio as aredis
 from app.index.clock import IndexClock
 from app.index.connect import command, unavailable
 from app.index.epoch import Epoch, EpochGuard
+from app.index.execute import run, run_all
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
 from app.index.placement import State, apply_arguments, restore_arguments
-from app.index.scripts import Argument, Call, load, run, run_all
+from app.index.scripts import Argument, Call, load
 from app.index.stream import ensure_group
 from app.models.agent import RecordedState
 from app.models.heartbeat import Heartbeat

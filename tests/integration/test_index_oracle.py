@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.index import Index
+from app.index.opening import Index
 from app.index.clock import ManualClock
 from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics

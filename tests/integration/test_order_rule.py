@@ -54,7 +54,7 @@ def test_lua_and_python_judge_alike(
         clock = ManualClock(entries[-1][0].ms)
         async with opened_index(index_settings(valkey_server.url), clock=clock) as index:
             outcomes = await index.upkeep.apply(entries)
-            return outcomes, await index.capacity._client.hgetall(index.keys.agent(agent_id(1)))
+            return outcomes, await index.capacity._client.hgetall(index.keys.agent(agent_id(1)))  # type: ignore[return-value]  # not decoded
 
     outcomes, fields = asyncio.run(in_lua())
     assert outcomes == judged

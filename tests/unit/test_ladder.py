@@ -70,6 +70,6 @@ def test_lua_has_the_same_ladder(client: redis.Redis) -> None:
     ladder = source[source.index("-- Rungs and bands") :]
     script = ladder + "\nlocal n = tonumber(ARGV[1])\nreturn {memberships(n), covering(n)}"
     for cores in ALL_CORES:
-        in_sets, read = client.eval(script, 0, cores)  # type: ignore[misc]  # typed as awaitable too
+        in_sets, read = client.eval(script, 0, cores)
         assert tuple(in_sets) == memberships(cores)
         assert tuple(read) == covering(cores)

@@ -1,0 +1,92 @@
+"""Opens the index: entry points build their view of it here, everybody else sees `app.service.ports`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import redis.asyncio as aredis
+
+from app.index.clock import IndexClock, ServerClock
+from app.index.connect import connect, connect_reader, on_connect, server_run_id
+from app.index.epoch import EpochGuard
+from app.index.index import RedisIndex
+from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.index.stream import GroupReader, HeartbeatStream, StreamUpkeep
+from app.index.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+
+class Index:
+    """One process's view of the index: the ports it implements, and the workers' sides of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: aredis.Redis,
+        *,
+        clock: IndexClock,
+        read_run_id: Callable[[aredis.Redis], Awaitable[str]] = server_run_id,
+    ) -> None:
+        self._settings = settings
+        self._clients = [client]
+        self.keys = Keys()
+        self.epochs = EpochGuard(client, self.keys, read_run_id=read_run_id)
+        self.capacity = RedisIndex(client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s)
+        self.log = HeartbeatStream(client, self.keys, clock)
+        self.upkeep = Upkeep(
+            client,
+            self.keys,
+            self.epochs,
+            clock,
+            offline_after_s=settings.offline_after_s,
+            forget_after_d=settings.forget_after_d,
+        )
+        self.stream = StreamUpkeep(client, self.keys, max_entries=settings.stream_max_entries)
+
+    def index_reader(self) -> GroupReader:
+        return self._reader(GROUP_INDEX, self._settings.ingest_batch)
+
+    def record_reader(self) -> GroupReader:
+        return self._reader(GROUP_RECORD, self._settings.record_batch)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    def _reader(self, group: str, batch: int) -> GroupReader:
+        client = connect_reader(self._settings, purpose=group)
+        self._clients.append(client)
+        return GroupReader(
+            client,
+            self.keys,
+            group,
+            consumer_name(),
+            batch=batch,
+            block_s=self._settings.stream_block_s,
+            takeover_after_s=self._settings.takeover_after_s,
+        )
+
+
+def open_index(settings: Settings, *, purpose: str = "api", clock: IndexClock | None = None) -> Index:
+    """Builds the clients; nothing is sent before the first call.
+
+    Args:
+        settings: `redis_url` must be set.
+        purpose: shows in CLIENT LIST as `headroom-<purpose>`.
+        clock: injected by tests; the server's own when left out.
+    """
+    client = connect(settings, purpose=purpose)
+    index = Index(settings, client, clock=clock if clock is not None else ServerClock())
+    on_connect(client, index.epochs.reconnected)
+    return index
+
+
+def consumer_name() -> str:
+    """Unique per process start: what a dead process left pending is taken over, never mistaken for its own."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
