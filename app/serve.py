@@ -1,0 +1,54 @@
+"""The HTTP server: the one place where uvicorn is configured."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from app.listener import BACKLOG, LISTEN_FD_VARIABLE, listen
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from app.settings import Settings
+
+_KEEP_ALIVE_S: Final = 10
+_HEADER_BYTES: Final = 32 * 1024
+_MOST_CONNECTIONS: Final = 10_000
+_OTHER_FILES: Final = 200
+
+
+def serve(app: ASGIApp, settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then lets the requests under way finish."""
+    inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
+    listener = listen(settings) if inherited is None else socket.socket(fileno=int(inherited))
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,  # app.telemetry has set it up
+        access_log=False,  # a line per lookup would cost more than the lookup; /metrics counts them
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        backlog=BACKLOG,
+        limit_concurrency=_connections(),
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_after_s)),
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _connections() -> int:
+    """As many as there are descriptors for: past that accept() fails and the loop spins."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_CONNECTIONS + _OTHER_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return max(64, min(_MOST_CONNECTIONS, (allowed if soft == resource.RLIM_INFINITY else soft) - _OTHER_FILES))
