@@ -33,6 +33,13 @@ class AgentNotFoundError(HeadroomError):
     default_detail = "Agent not found"
 
 
+class InvalidQueryError(HeadroomError):
+    """A search with a threshold or filter that no search can have."""
+
+    code = "invalid_query"
+    default_detail = "The query has invalid parameters"
+
+
 class InvalidCursorError(HeadroomError):
     code = "invalid_cursor"
     default_detail = "The cursor was not made by this server"

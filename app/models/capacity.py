@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 1_000
 MAX_LIMIT: Final = 10_000
 MAX_CORES: Final = 65_536
+MAX_MIN_CORES: Final = 2**31 - 1
+"""Most cores a search may ask for; above MAX_CORES it simply matches nothing."""
+MAX_AGE_S: Final = 1e9
+"""Largest `max_age_s` of a search, so that it stays exact in ms."""
 
 
 class AgentStatus(StrEnum):

@@ -1,0 +1,69 @@
+"""The HTTP application: routes, faults and description, without anything that it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from app.api.edge import Edge
+from app.api.openapi import components
+from app.api.problems import add_problem_handlers
+from app.api.routes import OPERATIONS
+from app.api.wiring import State
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document.setdefault("components", {})["schemas"] = components(OPERATIONS)
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def build_api(lifespan: Lifespan) -> FastAPI:
+    """Args: lifespan: yields the state with the wiring, and closes what it opened."""
+    app = _Api(
+        title="Headroom",
+        summary="Which machines have this much GPU memory and this many CPU cores free, right now?",
+        version=_version(),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    # Added to the app itself, not by way of routers, which would cost a second matching per request.
+    for operation in OPERATIONS:
+        app.add_api_route(
+            operation.path,
+            operation.handler,
+            methods=[operation.method],
+            operation_id=operation.operation_id,
+            tags=[operation.tag],
+            summary=operation.summary,
+            status_code=next(iter(operation.answers)),
+            response_class=Response,
+            response_model=None,
+            responses=operation.responses(),
+            openapi_extra=operation.described(),
+        )
+    add_problem_handlers(
+        app,
+        failed={operation.operation_id: operation.failed for operation in OPERATIONS},
+        allowed={path: [o.method for o in OPERATIONS if o.path == path] for path in {o.path for o in OPERATIONS}},
+    )
+    app.add_middleware(Edge)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("headroom")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"

@@ -1,0 +1,57 @@
+"""`GET /api/v1/agents/available-capacity`: who has at least this much free?"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.answers import NO_STORE, answer, next_link
+from app.api.cursor import decode_cursor, encode_cursor
+from app.api.documents import AvailableCapacityDocument, iso
+from app.api.fields import MAX_POOL_NAME
+from app.api.query import Parameter, choice, number, read_query, text, whole
+from app.api.wiring import wiring_of
+from app.models.capacity import DEFAULT_LIMIT, MAX_AGE_S, MAX_LIMIT, MAX_MIN_CORES, CapacityQuery, GpuType, Source
+from app.models.identity import AGENT_TYPE_PATTERN, DEFAULT_AGENT_TYPE
+
+FIND_PARAMETERS: Final = (
+    number("min_gpu_vram_gb", "Free memory of one GPU, in GiB.", default=0.0),
+    whole("min_cpu_cores", "Free cores.", least=1, most=MAX_MIN_CORES, default=1),
+    text("agent_type", "Kind of agent.", longest=32, pattern=AGENT_TYPE_PATTERN, default=DEFAULT_AGENT_TYPE),
+    text("pool_name", "Only agents of this pool.", longest=MAX_POOL_NAME),
+    choice("gpu_type", "Only agents with this kind of GPU.", GpuType),
+    number("min_memory_gb", "Free main memory, in GiB.", default=0.0),
+    number("max_age_s", "Only agents heard of within so many seconds.", most=MAX_AGE_S),
+    whole("limit", "Most agents in one answer.", least=1, most=MAX_LIMIT, default=DEFAULT_LIMIT),
+    Parameter(
+        name="cursor",
+        description="From the `Link` header of the page before.",
+        read=decode_cursor,
+        schema={"type": "string", "maxLength": 64},
+    ),
+)
+
+
+async def find_available_capacity(request: Request) -> Response:
+    sent: dict[str, Any] = read_query(request, FIND_PARAMETERS)
+    after = sent.pop("cursor", None)
+    page = await wiring_of(request).orchestrator.find(CapacityQuery(after=after, **sent))
+    headers = source_headers(page.source, page.as_of)
+    if page.total is not None:
+        headers["X-Total-Count"] = str(page.total)
+    if page.cursor is not None:
+        headers["Link"] = next_link(request, sent, cursor=encode_cursor(page.cursor))
+    return answer([AvailableCapacityDocument.of(agent) for agent in page.agents], headers=headers)
+
+
+def source_headers(source: Source, as_of: datetime | None) -> dict[str, str]:
+    """Says so where the answer comes from the record, and how old it may be."""
+    headers = dict(NO_STORE)
+    if source == "record":
+        headers["X-Capacity-Source"] = source
+        if as_of is not None:
+            headers["X-Capacity-As-Of"] = iso(as_of)
+    return headers

@@ -1,0 +1,34 @@
+"""The rules of single values that queries and bodies share, each with its stable code and its message."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_POOL_NAME: Final = 128
+MAX_HOSTNAME: Final = 255
+
+# C0 and C1 controls (NUL, CR, LF among them) would forge log lines and headers; lone surrogates are no text.
+TEXT_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*$"
+_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class FieldFaultError(ValueError):
+    """A value that breaks a rule. Neither `code` nor `message` holds any of the value."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        self.message = message
+        super().__init__(message)
+
+
+def check_text(value: str) -> str:
+    if _NOT_TEXT.search(value):
+        raise FieldFaultError("not_text", "Control characters and lone surrogates are not allowed")
+    return value
+
+
+def check_length(value: str, shortest: int, longest: int) -> str:
+    if not shortest <= len(value) <= longest:
+        raise FieldFaultError("length", f"Must have {shortest} to {longest} characters")
+    return value

@@ -1,0 +1,87 @@
+"""Heartbeats in: one, or a batch whose items are judged one by one. 202 means that the log has them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.agents import path_agent_id
+from app.api.answers import answer
+from app.api.body import read_document
+from app.api.documents import (
+    AcceptedItemDocument,
+    HeartbeatAcceptedDocument,
+    HeartbeatsAcceptedDocument,
+    RejectedItemDocument,
+)
+from app.api.problems import FieldError, InvalidBodyError
+from app.api.query import read_query
+from app.api.schemas import BatchedHeartbeatIn, HeartbeatIn, HeartbeatsIn, read_as
+from app.api.wiring import wiring_of
+from app.models.heartbeat import Heartbeat
+from app.models.identity import AgentId
+from app.settings import Settings
+from app.telemetry import HEARTBEATS_ACCEPTED, HEARTBEATS_REJECTED
+
+JITTER: Final = 0.1
+
+
+async def post_heartbeat(request: Request) -> Response:
+    wiring = wiring_of(request)
+    agent_id = path_agent_id(request)
+    read_query(request, ())
+    document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
+    with HEARTBEATS_REJECTED.count_exceptions(InvalidBodyError):
+        heartbeat = _read_heartbeat(document, agent_id)
+    (stream_id,) = await wiring.log.append([heartbeat])
+    HEARTBEATS_ACCEPTED.inc()
+    return answer(HeartbeatAcceptedDocument(str(stream_id), _next_heartbeat_s(wiring.settings)), status=202)
+
+
+async def post_heartbeats(request: Request) -> Response:
+    wiring = wiring_of(request)
+    read_query(request, ())
+    document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
+    items = read_as(HeartbeatsIn, document).heartbeats
+    valid: list[tuple[int, Heartbeat]] = []
+    rejected: list[RejectedItemDocument] = []
+    for index, item in enumerate(items):
+        try:
+            report = read_as(BatchedHeartbeatIn, item)
+            valid.append((index, report.to_domain(report.agent_id)))
+        except InvalidBodyError as fault:
+            rejected.append(RejectedItemDocument(index, fault.code, list(fault.errors)))
+    HEARTBEATS_REJECTED.inc(len(rejected))
+    if not valid:
+        raise InvalidBodyError(
+            [
+                FieldError(f"heartbeats.{item.index}.{error.field}", error.code, error.message)
+                for item in rejected
+                for error in item.errors
+            ],
+            "None of the heartbeats can be accepted",
+        )
+    stream_ids = await wiring.log.append([heartbeat for _, heartbeat in valid])
+    HEARTBEATS_ACCEPTED.inc(len(valid))
+    accepted = [
+        AcceptedItemDocument(index, str(stream_id))
+        for (index, _), stream_id in zip(valid, stream_ids, strict=True)
+    ]
+    next_s = _next_heartbeat_s(wiring.settings)
+    return answer(HeartbeatsAcceptedDocument(accepted, rejected, next_s), status=202)
+
+
+def _read_heartbeat(document: Any, agent_id: AgentId) -> Heartbeat:
+    report = read_as(HeartbeatIn, document)
+    if report.agent_id is not None and report.agent_id != agent_id:
+        raise InvalidBodyError([FieldError("agent_id", "mismatch", "Must be the id in the path")])
+    return report.to_domain(agent_id)
+
+
+def _next_heartbeat_s(settings: Settings) -> float:
+    """Jittered, so that a fleet that started at once does not report at once for ever."""
+    factor = random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 # no secret, only spread
+    return round(settings.heartbeat_interval_s * factor, 3)

@@ -1,0 +1,216 @@
+"""What a planner asks: who has this much free, and how is this agent doing. Index first, else the record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from app.errors import (
+    AgentNotFoundError,
+    CapacityUnknownError,
+    IndexUnavailableError,
+    InvalidQueryError,
+    RecordUnavailableError,
+)
+from app.models.capacity import (
+    MAX_AGE_S,
+    MAX_MIN_CORES,
+    AgentCapacity,
+    AvailableCapacity,
+    CapacityPage,
+    CapacityQuery,
+    Source,
+)
+from app.models.identity import AgentId, parse_agent_id
+from app.service.ports import CapacityIndex, CapacityRecord, Clock, RecordSession
+from app.telemetry import LOOKUP_SECONDS, LOOKUPS
+
+log = logging.getLogger(__name__)
+
+Call = Literal["agent", "search"]
+T = TypeVar("T")
+
+_COUNTED: Final = {
+    (call, source): (LOOKUPS.labels(call, source), LOOKUP_SECONDS.labels(call, source))
+    for call in ("agent", "search")
+    for source in ("index", "record")
+}
+
+
+class LocatedCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent's capacity and where it came from; `as_of` as in `CapacityPage`."""
+
+    agent: AgentCapacity
+    source: Source = "index"
+    as_of: datetime | None = None
+
+
+class OrchestratorService:
+    """Capacity lookups over the index, and over the record while the index is away.
+
+    Args:
+        index: the sorted sets.
+        record: the durable record, asked only while the index cannot answer.
+        clock: wall-clock time for freshness in the record.
+        offline_after_s: silence after which an agent counts as offline.
+        index_timeout_s: longest wait for the index; the record is asked after it.
+        record_timeout_s: longest wait for the record.
+    """
+
+    def __init__(
+        self,
+        index: CapacityIndex,
+        record: CapacityRecord,
+        *,
+        clock: Clock,
+        offline_after_s: float = 90.0,
+        index_timeout_s: float = 1.0,
+        record_timeout_s: float = 5.0,
+    ) -> None:
+        self._index = index
+        self._record = record
+        self._clock = clock
+        self._offline_after_ms = math.ceil(offline_after_s * 1000)
+        self._index_timeout_s = index_timeout_s
+        self._record_timeout_s = record_timeout_s
+        self._index_away = False
+
+    async def get_agent_capacity(self, agent_id: str | UUID, db: RecordSession | None = None) -> AgentCapacity:
+        """One agent's capacity, online or not.
+
+        Args:
+            agent_id: its UUID.
+            db: an open session of the record to use if the index is away; otherwise one is opened.
+
+        Raises:
+            InvalidAgentIdError: not a UUID.
+            AgentNotFoundError: no such agent.
+            UnavailableError: neither index nor record can tell.
+        """
+        return (await self.get(parse_agent_id(agent_id), db=db)).agent
+
+    async def get_available_capacity(
+        self, min_gpu_vram_gb: float = 0.0, min_cpu_cores: int = 1, db: RecordSession | None = None
+    ) -> list[AvailableCapacity]:
+        """Online desktop agents with at least that much free, most free VRAM (GiB) first, at most 1,000.
+
+        Args:
+            min_gpu_vram_gb: free memory of one GPU, in GiB.
+            min_cpu_cores: free cores.
+            db: as in `get_agent_capacity`.
+
+        Raises:
+            InvalidQueryError: a threshold that is negative, not finite, or of another type.
+            UnavailableError: neither index nor record can tell.
+        """
+        query = CapacityQuery(min_gpu_vram_gb=min_gpu_vram_gb, min_cpu_cores=min_cpu_cores)
+        return (await self.find(query, db=db)).agents
+
+    async def get(self, agent_id: AgentId, db: RecordSession | None = None) -> LocatedCapacity:
+        """As `get_agent_capacity`, saying where the answer comes from."""
+        started = time.perf_counter()
+        try:
+            agent = await self._ask_index(self._index.get(agent_id))
+            located = None if agent is None else LocatedCapacity(agent=agent)
+            source: Source = "index"
+        except IndexUnavailableError as unavailable:
+            located = await self._fall_back(lambda: self._get_recorded(agent_id, db), unavailable)
+            source = "record"
+        _count("agent", source, started)
+        if located is None:
+            log.debug("Agent %s is unknown (source=%s)", agent_id, source)
+            raise AgentNotFoundError
+        log.debug("Agent %s is %s (source=%s)", agent_id, located.agent.status, source)
+        return located
+
+    async def find(self, query: CapacityQuery, db: RecordSession | None = None) -> CapacityPage:
+        """As `get_available_capacity`, with every filter, paging, and where the answer comes from."""
+        _check(query)
+        started = time.perf_counter()
+        try:
+            page = await self._ask_index(self._index.find(query))
+        except IndexUnavailableError as unavailable:
+            page = await self._fall_back(lambda: self._find_recorded(query, db), unavailable)
+        _count("search", page.source, started)
+        log.info(
+            "Found %d agents with capacity (min_gpu=%sGB, min_cpu=%d)",
+            len(page.agents),
+            float(query.min_gpu_vram_gb),
+            query.min_cpu_cores,
+        )
+        return page
+
+    async def _ask_index(self, answer: Awaitable[T]) -> T:
+        # A lookup that sweeps as it goes makes several calls; each has its own limit, this one is for all.
+        try:
+            async with asyncio.timeout(self._index_timeout_s):
+                answered = await answer
+        except TimeoutError as late:
+            raise IndexUnavailableError from late
+        if self._index_away:
+            self._index_away = False
+            log.info("The index answers lookups again")
+        return answered
+
+    async def _fall_back(self, ask: Callable[[], Awaitable[T]], unavailable: IndexUnavailableError) -> T:
+        if not self._index_away:
+            self._index_away = True
+            log.warning("The index cannot answer (%s), lookups go to the record", unavailable.code)
+        try:
+            async with asyncio.timeout(self._record_timeout_s):
+                return await ask()
+        except (TimeoutError, RecordUnavailableError):
+            log.debug("Neither the index nor the record can answer (%s)", unavailable.code)
+            raise unavailable from None
+
+    async def _find_recorded(self, query: CapacityQuery, db: RecordSession | None) -> CapacityPage:
+        seen_since_ms, as_of = await self._recorded_since(db)
+        page = await self._record.find(query, seen_since_ms=seen_since_ms, session=db)
+        return msgspec.structs.replace(page, source="record", as_of=as_of)
+
+    async def _get_recorded(self, agent_id: AgentId, db: RecordSession | None) -> LocatedCapacity | None:
+        seen_since_ms, as_of = await self._recorded_since(db)
+        agent = await self._record.get(agent_id, seen_since_ms=seen_since_ms, session=db)
+        return None if agent is None else LocatedCapacity(agent=agent, source="record", as_of=as_of)
+
+    async def _recorded_since(self, db: RecordSession | None) -> tuple[int, datetime]:
+        """From when on the record counts as fresh, and how fresh it is.
+
+        Raises:
+            CapacityUnknownError: nobody in it was heard of recently, which says more about the way of the
+                heartbeats than about the agents.
+        """
+        seen_since_ms = self._clock.now_ms() - self._offline_after_ms
+        newest_ms = await self._record.newest_heartbeat_ms(session=db)
+        if newest_ms is None or newest_ms < seen_since_ms:
+            raise CapacityUnknownError
+        return seen_since_ms, datetime.fromtimestamp(newest_ms / 1000, UTC)
+
+
+def _check(query: CapacityQuery) -> None:
+    """Refuses what the HTTP edge would have refused, for callers that come without it."""
+    for amount, most in (
+        (query.min_gpu_vram_gb, sys.float_info.max),
+        (query.min_memory_gb, sys.float_info.max),
+        (query.max_age_s or 0.0, MAX_AGE_S),
+    ):
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= most:
+            raise InvalidQueryError("min_gpu_vram_gb, min_memory_gb and max_age_s are finite and not negative")
+    cores = query.min_cpu_cores
+    if isinstance(cores, bool) or not isinstance(cores, int) or not 1 <= cores <= MAX_MIN_CORES:
+        raise InvalidQueryError("min_cpu_cores is a whole number of at least 1")
+
+
+def _count(call: Call, source: Source, started: float) -> None:
+    answered, seconds = _COUNTED[call, source]
+    answered.inc()
+    seconds.observe(time.perf_counter() - started)
