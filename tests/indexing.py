@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from app.index.opening import Index, open_index
 from app.index.clock import IndexClock
+from app.index.opening import Index, open_index
 from app.models.capacity import GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId
