@@ -1,0 +1,154 @@
+"""The docs name everything an operator or planner meets, and nothing that is not there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import prometheus_client
+import pytest
+
+import app.telemetry
+from app.api.problems import STATUS_OF
+from app.index.keys import Keys
+from app.record.tables import metadata
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SETTINGS = {f"HEADROOM_{name.upper()}" for name in Settings.model_fields}
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<(?:img|source|a)[^>]+?(?:src|srcset|href)=\"([^\"]+)\"")
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_tables_of_settings_metrics_and_errors_are_up_to_date() -> None:
+    checked = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "docs", "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_setting_is_documented() -> None:
+    text = page("settings.md")
+    assert not {name for name in SETTINGS if f"| `{name}` |" not in text}
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_no_page_names_a_setting_that_does_not_exist() -> None:
+    sources = [*PAGES, ROOT / "docker-compose.yml", ROOT / "Dockerfile"]
+    named = {name for path in sources for name in re.findall(r"HEADROOM_[A-Z0-9_]*[A-Z0-9]", path.read_text())}
+    assert named <= SETTINGS
+
+
+def test_every_metric_is_documented() -> None:
+    """Those of other modules too, should one define its own."""
+    assert app.telemetry
+    families = {family.name: family for family in prometheus_client.REGISTRY.collect()}
+    ours = {name: family for name, family in families.items() if name.startswith("headroom_")}
+    text = page("metrics.md")
+    shown = {f"{name}_total" if family.type == "counter" else name for name, family in ours.items()}
+    assert shown
+    assert not {name for name in shown if f"| `{name}` |" not in text}
+    assert set(re.findall(r"headroom_[a-z_]+[a-z]", text)) <= shown
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    text = page("errors.md")
+    assert not {code for code, status in STATUS_OF.items() if f"| `{code}` | {status} |" not in text}
+
+
+def documented_keys() -> list[tuple[str, object]]:
+    """Every name that Keys can make, with placeholders for what varies."""
+    samples = {
+        "agent_id": "<uuid>",
+        "agent_type": "<type>",
+        "rung_or_band": "8+",
+        "pool_name": "<pool>",
+        "duty": "<duty>",
+    }
+    keys = Keys()
+    names: list[tuple[str, object]] = []
+    for name, member in inspect.getmembers(Keys):
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property):
+            names.append((name, getattr(keys, name)))
+            continue
+        parameters = list(inspect.signature(member).parameters.values())[1:]
+        arguments = {parameter.name: samples[parameter.name] for parameter in parameters}
+        names.append((name, getattr(keys, name)(**arguments)))
+        required = {p.name: samples[p.name] for p in parameters if p.default is inspect.Parameter.empty}
+        names.append((f"{name}, required arguments only", getattr(keys, name)(**required)))
+    return names
+
+
+@pytest.mark.parametrize(("name", "key"), documented_keys())
+def test_every_key_is_documented(name: str, key: str) -> None:
+    assert f"| `{unquote(key)}` |" in page("data-model.md"), name
+
+
+@pytest.mark.parametrize("table", sorted(metadata.tables))
+def test_every_table_and_column_of_the_record_is_documented(table: str) -> None:
+    text = page("data-model.md")
+    section = text.partition(f"### `{table}`\n")[2].partition("\n#")[0]
+    named = {
+        name
+        for row in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert f"| `{table}` |" in text
+    assert named == set(metadata.tables[table].columns.keys())
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = _CODE_BLOCK.sub("", path.read_text(encoding="utf-8"))
+    titles = (heading.replace("`", "").lower() for heading in _HEADING.findall(text))
+    return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    text = _CODE_BLOCK.sub("", path.read_text(encoding="utf-8"))
+    links = {first or second for first, second in _LINK.findall(text)}
+    for link in links:
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target, _, anchor = link.partition("#")
+        found = (path.parent / target).resolve() if target else path
+        assert found.exists(), f"{link} of {path.name}"
+        assert found.is_relative_to(ROOT), f"{link} of {path.name}"
+        if anchor:
+            assert anchor in anchors(found), f"{link} of {path.name}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    to_read = [ROOT / "README.md"]
+    while to_read:
+        path = to_read.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        for first, second in _LINK.findall(path.read_text(encoding="utf-8")):
+            link = (first or second).partition("#")[0]
+            if link.endswith(".md") and "://" not in link:
+                to_read.append((path.parent / link).resolve())
+    assert not set(PAGES) - reached
+
+
+def test_every_decision_is_listed_and_numbered_once() -> None:
+    records = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    listed = re.findall(r"\]\((\d{4}-[a-z0-9-]+\.md)\)", page("decisions/README.md"))
+    assert listed == records
+    assert [name[:4] for name in records] == [f"{number:04}" for number in range(1, len(records) + 1)]
