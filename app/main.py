@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from app.api.application import build_api
 from app.api.wiring import State, Wiring
-from app.index import open_index
+from app.index.opening import open_index
 from app.record import open_record
 from app.service.agents import AgentService
 from app.service.clock import SystemClock

@@ -64,8 +64,8 @@ class RedisIndex:
                 found = await self._slice(query, query.limit - len(agents), after, with_total=not counted)
                 if not counted:
                     total, counted = found.total, True
-                for document, seen_ms in found.rows:
-                    row = self._read(document, seen_ms)
+                for agent_id, seen_ms, document in found.rows:
+                    row = self._read(agent_id, query.agent_type, document, seen_ms)
                     # An agent whose figures fell between two slices would be listed a second time.
                     if row is not None and row.agent_id not in listed:
                         listed.add(row.agent_id)
@@ -129,14 +129,14 @@ class RedisIndex:
         raise IndexRebuildingError
 
     @staticmethod
-    def _read(document: bytes, seen_ms: int) -> AvailableCapacity | None:
+    def _read(agent_id: AgentId, agent_type: str, document: bytes, seen_ms: int) -> AvailableCapacity | None:
         try:
-            return read_row(document, seen_ms)
+            return read_row(agent_id, agent_type, document, seen_ms)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            RedisIndex._skip(None)
+            RedisIndex._skip(agent_id)
             return None
 
     @staticmethod
-    def _skip(agent_id: AgentId | None) -> None:
+    def _skip(agent_id: AgentId) -> None:
         MALFORMED_AGENTS.labels(source="index").inc()
         _log.warning("Skipped the metrics of an agent that cannot be read", agent_id=agent_id)

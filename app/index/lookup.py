@@ -18,9 +18,9 @@ SLICE: Final = 128
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """One answer of find.lua."""
+    """One answer of find.lua; a row is id, `seen` in ms, document."""
 
-    rows: list[tuple[bytes, int]]
+    rows: list[tuple[AgentId, int, bytes]]
     more: bool
     silent: int
     total: int | None
@@ -68,7 +68,9 @@ def find_call(
 def parse_find(reply: list[Any]) -> Slice:
     last_id = reply[5].decode()
     return Slice(
-        rows=[(reply[i], int(float(reply[i + 1]))) for i in range(6, len(reply), 2)],
+        rows=[
+            (AgentId(reply[i].decode()), int(float(reply[i + 1])), reply[i + 2]) for i in range(6, len(reply), 3)
+        ],
         more=bool(reply[1]),
         silent=reply[2],
         total=None if reply[3] < 0 else reply[3],

@@ -155,9 +155,8 @@ class Upkeep:
 
 def _state(recorded: RecordedState) -> State:
     agent = recorded.agent
-    metrics = agent.resource_metrics
     return State(
-        agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.gpus, metrics
+        agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.resource_metrics
     )
 
 

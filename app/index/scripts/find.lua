@@ -10,7 +10,7 @@
 --          14 slice   15 "1" to count all that fit
 -- Result   {'epoch', the epoch in force or ''} when it is not the caller's, else
 --          {'ok', more (0, 1), agents that were silent, total or -1, last VRAM, last id of those looked at,
---           document, seen, document, seen, …}
+--           id, seen, document, id, seen, document, …}
 --!include common ladder horizon
 
 local epoch = redis.call('GET', prefix .. ':epoch')
@@ -116,7 +116,8 @@ for i, agent_id in ipairs(ids) do
         end
         if document then
             rows = rows + 1
-            reply[#reply + 1], reply[#reply + 2] = document, seen[i]
+            local at = #reply
+            reply[at + 1], reply[at + 2], reply[at + 3] = agent_id, seen[i], document
         end
     end
 end
