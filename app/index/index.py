@@ -59,9 +59,12 @@ class RedisIndex:
         listed: set[AgentId] = set()
         total: int | None = None
         after, more, counted = query.after, True, not query.counted
+        silent = 0
         with unavailable():
             while more and len(agents) < query.limit:
-                found = await self._slice(query, query.limit - len(agents), after, with_total=not counted)
+                found = await self._slice(
+                    query, query.limit - len(agents), after, with_total=not counted, wide=silent > 0
+                )
                 if not counted:
                     total, counted = found.total, True
                 for agent_id, seen_ms, document in found.rows:
@@ -70,7 +73,8 @@ class RedisIndex:
                     if row is not None and row.agent_id not in listed:
                         listed.add(row.agent_id)
                         agents.append(row)
-                if found.silent > _SILENT_BOUND:
+                silent += found.silent
+                if silent > _SILENT_BOUND:
                     await run(self._client, sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms))
                 after, more = found.last, found.more
         return CapacityPage(agents=agents, more=more, total=total)
@@ -103,7 +107,9 @@ class RedisIndex:
                 self._epochs.reconnected()
                 await self._epochs.trusted()
 
-    async def _slice(self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool) -> Slice:
+    async def _slice(
+        self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool, wide: bool
+    ) -> Slice:
         return parse_find(
             await self._trusting(
                 lambda epoch: find_call(
@@ -115,6 +121,7 @@ class RedisIndex:
                     limit=limit,
                     after=after,
                     with_total=with_total,
+                    wide=wide,
                 )
             )
         )

@@ -37,8 +37,13 @@ def find_call(
     limit: int,
     after: Cursor | None,
     with_total: bool,
+    wide: bool,
 ) -> Call:
-    """One slice of a search. A filter that the sets do not know makes it look at more than it returns."""
+    """One slice of a search.
+
+    A `wide` one looks at SLICE agents for however few it returns: for a search whose candidates are being
+    passed over, because they are silent or a filter that the sets do not know refuses them.
+    """
     filtered = query.gpu_type is not None or query.min_memory_gb > 0 or query.max_age_s is not None
     limit = min(limit, SLICE)
     return Call(
@@ -59,7 +64,7 @@ def find_call(
             repr(query.min_memory_gb) if query.min_memory_gb > 0 else "",
             "" if query.max_age_s is None else round(query.max_age_s * 1000),
             # One more than wanted tells whether there is more.
-            SLICE if filtered else limit + 1,
+            SLICE if wide or filtered else limit + 1,
             int(with_total),
         ),
     )

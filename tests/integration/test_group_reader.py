@@ -1,0 +1,133 @@
+"""Reading the log: nothing is lost when a consumer dies, fails halfway, or the stream is flushed under it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.errors import IndexUnavailableError
+from app.index.opening import Index
+from app.models.heartbeat import Heartbeat
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from tests.servers import wait_until_async
+from workers.ingest import Ingest
+
+
+@pytest.fixture
+async def index(redis_url: str) -> AsyncIterator[Index]:
+    async with opened_index(index_settings(redis_url)) as index:
+        yield index
+
+
+async def bodies(index: Index, reads: int = 1) -> list[object]:
+    reader = index.index_reader()
+    return [entry.body for _ in range(reads) for entry in await reader.read()]
+
+
+async def test_entries_come_in_the_order_they_were_added(index: Index) -> None:
+    beats = [heartbeat(n) for n in range(20)]
+    stream_ids = await index.log.append(beats)
+    assert stream_ids == sorted(stream_ids)
+    assert await bodies(index) == beats
+
+
+async def test_entries_not_acked_are_read_again_first(index: Index) -> None:
+    reader = index.index_reader()
+    await index.log.append([heartbeat(1)])
+    first = await reader.read()
+    await index.log.append([heartbeat(2)])
+    assert await reader.read() == first
+    await reader.ack([entry.stream_id for entry in first])
+    second = await reader.read()
+    assert [entry.body for entry in second] == [heartbeat(2)]
+
+
+async def test_a_dead_consumers_entries_are_taken_over(index: Index) -> None:
+    await index.log.append([heartbeat(1)])
+    dead = index.index_reader()
+    read = await dead.read()
+    heir = index.index_reader()
+    taken: list[object] = []
+
+    async def took_over() -> bool:
+        taken.extend(await heir.read())
+        return bool(taken)
+
+    await wait_until_async(took_over)
+    assert taken == read
+
+
+async def test_a_flush_is_treated_as_a_missing_group(index: Index) -> None:
+    reader = index.index_reader()
+    blocked = asyncio.create_task(reader.read())
+    await asyncio.sleep(0)
+    await index.capacity._client.flushall()
+    await blocked
+    await index.log.append([heartbeat(1)])
+    found: list[object] = []
+
+    async def read_something() -> bool:
+        found.extend(entry.body for entry in await reader.read())
+        return bool(found)
+
+    await wait_until_async(read_something)
+    assert found == [heartbeat(1)]
+
+
+async def test_a_poison_entry_is_set_aside_and_the_rest_goes_on(index: Index) -> None:
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(1)])
+    poison = await client.xadd(index.keys.heartbeats, {"heartbeat": b"\xc1 not msgpack"})
+    strange = await client.xadd(index.keys.heartbeats, {"surprise": "1"})
+    await index.log.append([heartbeat(2)])
+    await apply_everything(index)
+    assert await index.capacity.get(agent_id(1)) is not None
+    assert await index.capacity.get(agent_id(2)) is not None
+    letters = await client.xrange(index.keys.dead_letters)
+    assert [fields[b"entry_id"] for _, fields in letters] == [poison, strange]
+    assert letters[0][1][b"heartbeat"] == b"\xc1 not msgpack"
+    assert letters[1][1][b"reason"] == b"unknown kind of entry"
+
+
+async def test_an_entry_from_a_newer_wire_version_is_set_aside(index: Index) -> None:
+    import msgspec
+
+    client: Any = index.capacity._client
+    payload = msgspec.msgpack.encode({"v": 2, "heartbeat": {"future": True}})
+    await client.xadd(index.keys.heartbeats, {"heartbeat": payload})
+    await apply_everything(index)
+    letters = await client.xrange(index.keys.dead_letters)
+    assert b"wire version 2" in letters[0][1][b"reason"]
+
+
+async def test_applied_entries_are_trimmed_only_below_the_slower_group(index: Index) -> None:
+    client: Any = index.capacity._client
+    beats = [heartbeat(n % 5, seq=n) for n in range(400)]
+    await index.log.append(beats)
+    await apply_everything(index)
+    await index.stream.trim()
+    assert await client.xlen(index.keys.heartbeats) >= 400
+    recorder = index.record_reader()
+    while entries := await recorder.read():
+        await recorder.ack([entry.stream_id for entry in entries])
+    await index.stream.trim()
+    assert await client.xlen(index.keys.heartbeats) < 150
+
+
+async def test_a_failed_apply_leaves_its_entries_pending(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest = Ingest(index.index_reader(), index.upkeep)
+    await index.log.append([heartbeat(1)])
+
+    async def fail(_beats: list[Heartbeat]) -> None:
+        raise IndexUnavailableError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index.upkeep, "apply", fail)
+        with pytest.raises(IndexUnavailableError):
+            await ingest.run_once()
+    assert await index.capacity.get(agent_id(1)) is None
+    await ingest.run_once()
+    assert await index.capacity.get(agent_id(1)) is not None

@@ -1,0 +1,198 @@
+"""Silence: lookups never show a silent agent, the reaper declares it offline once, a fresh heartbeat wins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.index.clock import ManualClock
+from app.index.opening import Index
+from app.models.capacity import AgentStatus, CapacityQuery
+from app.models.identity import AgentId
+from app.models.transition import Reason, Transition, TransitionKind
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.reaper import Reaper
+
+OFFLINE_AFTER_S = 90.0
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1_800_000_000_000)
+
+
+@pytest.fixture
+async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
+    async with opened_index(index_settings(redis_url), clock=clock) as index:
+        # Past the grace that follows the opening of an epoch.
+        clock.advance(OFFLINE_AFTER_S)
+        yield index
+
+
+def reaper(index: Index) -> Reaper:
+    return Reaper(index.upkeep, "test", every_s=0, offline_after_s=OFFLINE_AFTER_S)
+
+
+async def report(index: Index, *numbers: int) -> None:
+    await index.log.append([heartbeat(n) for n in numbers])
+    await apply_everything(index)
+
+
+async def found(index: Index) -> list[AgentId]:
+    page = await index.capacity.find(CapacityQuery())
+    return [row.agent_id for row in page.agents]
+
+
+async def status(index: Index, number: int) -> AgentStatus:
+    agent = await index.capacity.get(agent_id(number))
+    assert agent is not None
+    return agent.status
+
+
+async def transitions(index: Index) -> list[tuple[AgentId, TransitionKind, Reason]]:
+    seen = []
+    reader = index.record_reader()
+    while entries := await reader.read():
+        seen += [
+            (entry.body.agent_id, entry.body.kind, entry.body.reason)
+            for entry in entries
+            if isinstance(entry.body, Transition)
+        ]
+        await reader.ack([entry.stream_id for entry in entries])
+    return seen
+
+
+async def test_without_a_reaper_a_silent_agent_is_in_no_search_and_reads_offline(
+    index: Index, clock: ManualClock
+) -> None:
+    await report(index, 1, 2)
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await report(index, 2)
+    clock.advance(1)
+    assert set(await found(index)) == {agent_id(1), agent_id(2)}
+    clock.advance(0.001)
+    assert await found(index) == [agent_id(2)]
+    assert await status(index, 1) is AgentStatus.OFFLINE
+    assert await status(index, 2) is AgentStatus.ONLINE
+
+
+async def test_the_reaper_declares_a_silent_agent_offline_once(index: Index, clock: ManualClock) -> None:
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    declared = await asyncio.gather(*(reaper(index).sweep() for _ in range(4)))
+    assert sum(declared) == 1
+    assert await reaper(index).sweep() == 0
+    assert await transitions(index) == [
+        (agent_id(1), TransitionKind.ONLINE, Reason.HEARTBEAT),
+        (agent_id(1), TransitionKind.OFFLINE, Reason.SILENT),
+    ]
+    client = index.capacity._client
+    assert await client.zcard(index.keys.vram("desktop")) == 0
+    assert await client.zcard(index.keys.vram_by_cores("desktop", "4+")) == 0
+    assert await client.zcard(index.keys.vram_by_cores("desktop", "4+", "default")) == 0
+    assert await client.hget(index.keys.agent(agent_id(1)), "gpu_vram_available_gb") == b"8.0"
+
+
+@pytest.mark.parametrize("declared", [False, True])
+async def test_an_unchanged_heartbeat_brings_a_swept_agent_back(
+    index: Index, clock: ManualClock, *, declared: bool
+) -> None:
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    if declared:
+        await reaper(index).sweep()
+    else:
+        await index.upkeep.sweep()
+    assert await found(index) == []
+    await report(index, 1)
+    assert await found(index) == [agent_id(1)]
+    assert await status(index, 1) is AgentStatus.ONLINE
+    client = index.capacity._client
+    for key in (index.keys.silent, index.keys.offline):
+        assert await client.zcard(key) == 0
+    kinds = [kind for _, kind, _ in await transitions(index)]
+    there_and_back = [TransitionKind.ONLINE, TransitionKind.OFFLINE, TransitionKind.ONLINE]
+    assert kinds == (there_and_back if declared else [TransitionKind.ONLINE])
+
+
+async def test_a_lagging_ingest_makes_nobody_look_dead(index: Index, clock: ManualClock) -> None:
+    await report(index, 1, 2)
+    clock.advance(30)
+    await index.log.append([heartbeat(1)])
+    clock.advance(OFFLINE_AFTER_S)
+    # Both have been silent for 120 s as far as the index knows, but it knows only the first 30 of them.
+    assert len(await found(index)) == 2
+    assert await reaper(index).sweep() == 0
+    await apply_everything(index)
+    assert await found(index) == [agent_id(1)]
+    assert await reaper(index).sweep() == 1
+
+
+async def test_nobody_is_declared_offline_before_having_had_time_to_report(
+    redis_url: str, clock: ManualClock
+) -> None:
+    async with opened_index(index_settings(redis_url), clock=clock) as index:
+        await report(index, 1)
+        clock.advance(OFFLINE_AFTER_S + 1)
+        await index.upkeep.begin_rebuild("again", None)
+        assert await index.upkeep.open_epoch("again")
+        assert await reaper(index).sweep() == 0
+        assert await found(index) == []
+        clock.advance(OFFLINE_AFTER_S)
+        assert await reaper(index).sweep() == 1
+
+
+async def test_a_search_sweeps_what_stands_in_its_way_and_never_answers_short(
+    index: Index, clock: ManualClock
+) -> None:
+    await report(index, *range(100, 400))
+    clock.advance(OFFLINE_AFTER_S)
+    await report(index, 1, 2, 3)
+    clock.advance(1)
+    page = await index.capacity.find(CapacityQuery(limit=3))
+    assert [row.agent_id for row in page.agents] == [agent_id(3), agent_id(2), agent_id(1)]
+    assert await index.capacity._client.zcard(index.keys.silent) > 0
+
+
+async def test_a_goodbye_takes_effect_at_once_and_keeps_the_last_metrics(index: Index) -> None:
+    await report(index, 1)
+    await index.log.append([heartbeat(1, status=AgentStatus.OFFLINE, resource_metrics=None)])
+    await apply_everything(index)
+    assert await found(index) == []
+    agent = await index.capacity.get(agent_id(1))
+    assert agent is not None
+    assert (agent.status, agent.gpu_vram_available_gb) == (AgentStatus.OFFLINE, 8.0)
+
+
+async def test_agents_offline_for_long_leave_the_index(index: Index, clock: ManualClock) -> None:
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    await reaper(index).sweep()
+    clock.advance(30 * 86_400)
+    assert await index.upkeep.expire() == 1
+    assert await index.capacity.get(agent_id(1)) is None
+
+
+async def test_forgetting_leaves_nothing_but_a_tombstone_and_a_later_heartbeat_registers_anew(
+    index: Index, clock: ManualClock
+) -> None:
+    await report(index, 1)
+    entry = await index.capacity.forget(agent_id(1))
+    assert entry is not None
+    assert await found(index) == []
+    assert await index.capacity.get(agent_id(1)) is None
+    assert await index.capacity.forget(agent_id(1)) is None
+    client = index.capacity._client
+    assert await client.zcard(index.keys.seen) == 0
+    assert await client.pttl(index.keys.agent(agent_id(1))) > 0
+    clock.advance(1)
+    await report(index, 1)
+    assert await found(index) == [agent_id(1)]
+    assert await client.pttl(index.keys.agent(agent_id(1))) == -1
+    assert [kind for _, kind, _ in await transitions(index)] == [
+        TransitionKind.ONLINE,
+        TransitionKind.FORGOTTEN,
+        TransitionKind.ONLINE,
+    ]
