@@ -1,8 +1,8 @@
-"""The registry of agents: listing, details, history, forgetting, and what a rebuild of the index reads."""
+"""The registry of agents: listing, details, history, forgetting."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from sqlalchemy import ColumnElement, delete, func, literal, select, update
@@ -12,7 +12,6 @@ from app.models.agent import (
     AgentHistory,
     AgentPage,
     Event,
-    RecordedState,
     RegisteredAgent,
     Sample,
 )
@@ -22,15 +21,15 @@ from app.models.transition import Reason, TransitionKind
 from app.record import rows
 from app.record.connect import Database
 from app.record.fold import slot_of
-from app.record.tables import agent_events, agent_history, agent_registry, record_positions
+from app.record.tables import agent_events, agent_history, agent_registry
 from app.settings import Settings
 
 _agents: Final = agent_registry.c
 _present: Final = _agents.forgotten_at.is_(None)
 
 
-class Registry:
-    """Implements AgentRecord and RecordReader."""
+class RecordedAgents:
+    """Implements AgentRecord."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -129,30 +128,6 @@ class Registry:
     async def ping(self) -> None:
         async with self._database.reading() as connection:
             await connection.execute(select(literal(1)))
-
-    async def states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
-        """A transaction per page: whoever takes the pages may take their time."""
-        after: str | None = None
-        while True:
-            statement = select(*rows.REGISTERED, *rows.ORDERED).where(_present)
-            if after is not None:
-                statement = statement.where(_agents.agent_id > after)
-            async with self._database.reading() as connection:
-                page = (await connection.execute(statement.order_by(_agents.agent_id).limit(page_size))).all()
-            if page:
-                yield [RecordedState(agent=rows.registered_of(row), order=rows.order_of(row)) for row in page]
-            if len(page) < page_size:
-                return
-            after = page[-1].agent_id
-
-    async def greatest_position(self) -> StreamId | None:
-        async with self._database.reading() as connection:
-            row = (
-                await connection.execute(
-                    select(record_positions.c.ms, record_positions.c.n).where(record_positions.c.name == "entry")
-                )
-            ).one_or_none()
-        return None if row is None else StreamId(row.ms, row.n)
 
 
 def _conditions(wanted: AgentFilter) -> list[ColumnElement[bool]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.record.agent import Registry
+from app.record.agent import RecordedAgents
 from app.record.bulk import PostgresBulk, SqliteBulk
 from app.record.capacity import RecordedCapacity
 from app.record.connect import Database, open_database
 from app.record.migrate import require_migrated
+from app.record.states import RecordedStates
 from app.record.writer import Writer
 from app.settings import Settings
 
@@ -18,13 +19,15 @@ class Record:
     """Attributes:
 
     capacity: a CapacityRecord.
-    agents: an AgentRecord and a RecordReader.
+    agents: an AgentRecord.
+    reader: a RecordReader.
     writer: a RecordWriter.
     """
 
     database: Database
     capacity: RecordedCapacity
-    agents: Registry
+    agents: RecordedAgents
+    reader: RecordedStates
     writer: Writer
 
     async def require_migrated(self) -> None:
@@ -42,6 +45,7 @@ def open_record(settings: Settings) -> Record:
     return Record(
         database=database,
         capacity=RecordedCapacity(database, settings),
-        agents=Registry(database, settings),
+        agents=RecordedAgents(database, settings),
+        reader=RecordedStates(database),
         writer=Writer(database, bulk, settings),
     )

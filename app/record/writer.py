@@ -23,7 +23,7 @@ from app.record.fold import AgentState, Fold
 from app.record.registry import STATE, Written, order_row, state_of, status_row, whole_row, written_of
 from app.record.tables import agent_events, agent_history, agent_registry, record_positions
 from app.settings import Settings
-from app.telemetry import logger
+from app.telemetry import RECORDED, TRANSITIONS, logger
 
 _log = logger(__name__)
 
@@ -42,13 +42,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         outcomes: heartbeats by outcome.
         transitions: status changes that became part of an agent's chain.
-        rejected: entries that the database refuses whatever happens, each with its `fault`; they belong in the
-            dead-letter stream.
+        rejected: entries that the database refuses whatever happens, each with the reason.
     """
 
     outcomes: Mapping[Outcome, int]
     transitions: int = 0
-    rejected: tuple[LogEntry, ...] = ()
+    rejected: tuple[tuple[StreamId, str], ...] = ()
 
     @property
     def applied(self) -> int:
@@ -73,7 +72,11 @@ class Writer:
     async def write(self, entries: Sequence[LogEntry]) -> Batch:
         ordered = sorted(entries, key=lambda entry: entry.stream_id)
         with translated():
-            return await self._write_splitting(ordered)
+            batch = await self._write_splitting(ordered)
+        for outcome, count in batch.outcomes.items():
+            RECORDED.labels(outcome=outcome.value).inc(count)
+        TRANSITIONS.inc(batch.transitions)
+        return batch
 
     async def _write_splitting(self, entries: Sequence[LogEntry]) -> Batch:
         """One transaction; only a batch with a row that the database refuses is halved until that row is alone."""
@@ -88,8 +91,7 @@ class Writer:
                 _log.warning(
                     "Rejected a log entry", stream_id=str(entries[0].stream_id), error=type(error).__name__
                 )
-                fault = "the record refuses a value in it"
-                return Batch(outcomes={}, rejected=(msgspec.structs.replace(entries[0], fault=fault),))
+                return Batch(outcomes={}, rejected=((entries[0].stream_id, "the record refuses a value in it"),))
         half = len(entries) // 2
         first = await self._write_splitting(entries[:half])
         second = await self._write_splitting(entries[half:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from app.models.agent import AgentFilter, AgentHistory, AgentPage, RecordedState, RegisteredAgent
@@ -10,7 +10,6 @@ from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
 from app.models.log import LogEntry
-from app.models.order import Outcome
 
 RecordSession = Any
 """An open session of the record, opaque to everybody but `app.record`; callers may lend theirs."""
@@ -107,13 +106,6 @@ class RecordedBatch(Protocol):
     def ignored(self) -> int: ...
     @property
     def transitions(self) -> int: ...
-    @property
-    def outcomes(self) -> Mapping[Outcome, int]: ...
-
-    @property
-    def rejected(self) -> Sequence[LogEntry]:
-        """Entries that the record refuses however often they come, each with its `fault`: dead letters."""
-        ...
     @property
     def rejected(self) -> Sequence[tuple[StreamId, str]]:
         """Entries that can never be written, each with the reason."""

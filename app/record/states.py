@@ -1,0 +1,40 @@
+"""What a rebuild of the index reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sqlalchemy import select
+
+from app.models.agent import RecordedState
+from app.models.identity import StreamId
+from app.record import rows
+from app.record.connect import Database
+from app.record.tables import agent_registry, record_positions
+
+
+class RecordedStates:
+    """Implements RecordReader."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
+        """A transaction per page: whoever takes the pages may take their time."""
+        agents = agent_registry.c
+        every = select(*rows.REGISTERED, *rows.ORDERED).where(agents.forgotten_at.is_(None))
+        statement = every
+        while True:
+            async with self._database.reading() as connection:
+                page = (await connection.execute(statement.order_by(agents.agent_id).limit(page_size))).all()
+            if page:
+                yield [RecordedState(agent=rows.registered_of(row), order=rows.order_of(row)) for row in page]
+            if len(page) < page_size:
+                return
+            statement = every.where(agents.agent_id > page[-1].agent_id)
+
+    async def greatest_position(self) -> StreamId | None:
+        statement = select(record_positions.c.ms, record_positions.c.n).where(record_positions.c.name == "entry")
+        async with self._database.reading() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return None if row is None else StreamId(row.ms, row.n)
