@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import prometheus_client
 import pytest
+from pydantic import BaseModel
 
 import app.telemetry
+from app.api import schemas
+from app.api.operations import Operation
 from app.api.problems import STATUS_OF
+from app.api.routes import OPERATIONS
 from app.index.keys import Keys
 from app.record.tables import metadata
 from app.settings import Settings
+from tests.doc_tables import TABLES, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -32,10 +35,8 @@ def page(name: str) -> str:
 
 
 def test_the_tables_of_settings_metrics_and_errors_are_up_to_date() -> None:
-    checked = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "docs", "--check"], capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    for name, table in TABLES.items():
+        assert with_table(page(f"{name}.md"), name, table()) == page(f"{name}.md"), "run scripts/docs"
 
 
 def test_every_setting_is_documented() -> None:
@@ -65,6 +66,30 @@ def test_every_metric_is_documented() -> None:
 def test_every_error_code_is_documented_with_its_status() -> None:
     text = page("errors.md")
     assert not {code for code, status in STATUS_OF.items() if f"| `{code}` | {status} |" not in text}
+
+
+def test_every_code_of_a_field_is_documented() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "app" / "api").glob("*.py"))
+    raised = set(re.findall(r'Field(?:Fault)?Error\((?:[^,()]+, )?"([a-z_]+)"', source)) - {"query", "body"}
+    section = page("errors.md").partition("## Codes of single fields")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
+    assert {"unknown_parameter", "mismatch"} <= raised
+    assert documented == raised | set(schemas._CODES.values())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.operation_id)
+def test_every_call_is_documented_with_its_parameters(operation: Operation) -> None:
+    section = page("http.md").partition(f"### `{operation.method} {operation.path}`\n")[2].partition("\n### ")[0]
+    assert section
+    assert not {parameter.name for parameter in operation.parameters if f"`{parameter.name}`" not in section}
+    assert not {header for header in operation.headers if f"`{header}`" not in page("http.md")}
+
+
+@pytest.mark.parametrize(
+    "model", [schemas.HeartbeatIn, schemas.ResourceMetricsIn, schemas.GpuIn, schemas.RunningClaimIn]
+)
+def test_every_field_of_a_heartbeat_is_documented(model: type[BaseModel]) -> None:
+    assert not {name for name in model.model_fields if f"`{name}`" not in page("http.md")}
 
 
 def documented_keys() -> list[tuple[str, object]]:

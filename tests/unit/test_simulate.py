@@ -188,7 +188,7 @@ async def test_unknown_profiles_and_servers_elsewhere_are_refused() -> None:
 async def test_a_terminal_gets_a_bar(api: Api) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120)
-    await simulate(20, url=api.url, rounds=1, console=console, stop=asyncio.Event())
+    await simulate(20, url=api.url, rounds=1, console=console, live=True, stop=asyncio.Event())
     assert "first heartbeats" in text.getvalue()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ async def simulate(
     allow_remote: bool = False,
     stop: asyncio.Event | None = None,
     console: Console | None = None,
+    live: bool | None = None,
 ) -> Summary:
     """Lets `count` simulated agents report until SIGTERM, SIGINT, `stop`, or `rounds` rounds.
 
@@ -68,6 +70,7 @@ async def simulate(
         allow_remote: permit a server that is not on this machine.
         stop: ends the run when set; signals are then the caller's business.
         console: where to write; standard error if not given.
+        live: whether to draw a bar; if not given, where a person sits at a terminal that is ours alone.
 
     Raises:
         StartupRefusedError: unknown profile, or a server elsewhere that was not permitted.
@@ -76,11 +79,15 @@ async def simulate(
         raise StartupRefusedError(f"No such profile; there are: {', '.join(sorted(PROFILES))}")
     if not allow_remote and not _on_loopback(url):
         raise StartupRefusedError("The simulated fleet reports to this machine only, unless told otherwise")
+    console = console or Console(stderr=True)
+    if live is None:
+        # A part of `headroom up` shares the terminal with the log lines of others, and has no input.
+        live = console.is_terminal and sys.stdin.isatty()
     fleet = Fleet(count, profile=profile, seed=seed, run=secrets.token_hex(4))
     begun = time.monotonic()
     with _stopping(stop) as stopping:
         async with Delivery(url) as delivery:
-            with Progress(console or Console(stderr=True), fleet, delivery) as progress:
+            with Progress(console, fleet, delivery, live=live) as progress:
                 run = asyncio.create_task(_Run(fleet, delivery, progress, interval_s).run(rounds))
                 halt = asyncio.create_task(stopping.wait())
                 await asyncio.wait({run, halt}, return_when=asyncio.FIRST_COMPLETED)

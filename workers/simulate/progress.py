@@ -1,4 +1,4 @@
-"""What a person sees of a simulated fleet: a live line on a terminal, plain lines anywhere else."""
+"""What a person sees of a simulated fleet: a bar at a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _RATE_OVER_S: Final = 10.0
 class Progress:
     """Shows the first round as a bar that fills up, later the agents that report and the rate."""
 
-    def __init__(self, console: Console, fleet: Fleet, delivery: Delivery) -> None:
+    def __init__(self, console: Console, fleet: Fleet, delivery: Delivery, *, live: bool) -> None:
         self._console = console
+        self._live = live
         self._fleet = fleet
         self._delivery = delivery
         self._bar: Bar | None = None
@@ -35,7 +36,7 @@ class Progress:
         self._waiting_for = ""
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._live:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
