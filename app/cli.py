@@ -1,17 +1,14 @@
-"""The `headroom` command. What a command needs is imported when it runs, so that `--help` is quick."""
+"""The commands of `headroom`. What one needs is imported when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from app.errors import HeadroomError, StartupRefusedError
-from app.tether import follow_parent
+from app.errors import StartupRefusedError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -143,9 +140,10 @@ def worker(
 @app.command(context_settings={**_ANY_SETTING, "help_option_names": []}, add_help_option=False)
 def agent(context: typer.Context) -> None:
     """Report this machine to a Headroom; [cyan]headroom agent --help[/] says more."""
-    from workers.host_agent.command import main as run_agent
+    # `app.__main__` comes first as a rule; this is for the list above and for callers of `app` itself.
+    from workers.host_agent.command import run
 
-    sys.exit(run_agent(context.args))
+    raise typer.Exit(run(context.args))
 
 
 @app.command()
@@ -181,26 +179,6 @@ def migrate_record(context: typer.Context, *, database_url: DatabaseUrl = None, 
 
     asyncio.run(migrate(settings.record_url))
     typer.echo("The record is at this version.")
-
-
-def main() -> None:
-    """Ends with 0, 1 (a server is away), 2 (wrong usage), 78 (cannot work like this) or 130 (Ctrl-C)."""
-    follow_parent()
-    try:
-        app()
-    except StartupRefusedError as refusal:
-        _complain(refusal)
-        sys.exit(os.EX_CONFIG)
-    except HeadroomError as error:
-        _complain(error)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _complain(error: HeadroomError) -> None:
-    typer.secho("headroom: ", err=True, fg="red", nl=False)
-    typer.echo(error.detail, err=True)
 
 
 def _settings(context: typer.Context, **flags: Any) -> Settings:
@@ -251,7 +229,3 @@ def _require_redis(settings: Settings) -> None:
         raise StartupRefusedError(
             "HEADROOM_REDIS_URL is not set: name a Redis or Valkey, or run `headroom up`, which brings its own"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -60,7 +60,7 @@ class Command:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "app.cli",
+            "app",
             *self._arguments,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,

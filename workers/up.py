@@ -162,7 +162,10 @@ class Up:
         url = self._url
         reporters: list[Part] = []
         if self._agent:
-            reporters.append(self._command("agent", ["agent", "--server", url], environment))
+            state_dir = str(self._settings.data_dir / "agent")
+            level = self._settings.log_level
+            arguments = ["agent", "--server", url, "--state-dir", state_dir, "--log-level", level]
+            reporters.append(self._command("agent", arguments, environment))
         if self._simulate:
             reporters.append(
                 self._command("simulate", ["simulate", str(self._simulate), "--url", url], environment)
