@@ -1,0 +1,126 @@
+"""CPU: cores, load and what of the cores is free."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from workers.host_agent.clock import Clock
+from workers.host_agent.probes.cgroup import Cgroups, CpuQuota
+
+MAX_CORES = 65_536
+
+
+class CpuReading(NamedTuple):
+    """`limits` names what makes fewer cores available than the load alone would; for `--check`."""
+
+    percent: float
+    cores_physical: int
+    cores_available: int
+    load_1min: float
+    load_5min: float
+    limits: tuple[str, ...] = ()
+
+
+def cores_available(physical: int, load_1min: float) -> int:
+    """The cores that the load leaves free, to the nearest whole one, so that an idle machine shows all of them."""
+    return min(max(int(physical - load_1min + 0.5), 0), physical)
+
+
+class CpuProbe:
+    """Figures between two readings (percent, use of a quota) start at the making of the probe."""
+
+    def __init__(self, clock: Clock, cgroups: Cgroups, sys_cpu: Path = Path("/sys/devices/system/cpu")) -> None:
+        self._clock = clock
+        self._cgroups = cgroups
+        self._sys_cpu = sys_cpu
+        self._physical = 0
+        self._logical: int | None = None
+        self._quota: CpuQuota | None = cgroups.cpu_quota()
+        self._quota_read_s = clock.now_s()
+        self._times = _busy_and_total(self._pinned_to())
+        psutil.cpu_percent(interval=None)
+
+    def read(self) -> CpuReading:
+        percent = psutil.cpu_percent(interval=None)
+        load_1min, load_5min, _ = psutil.getloadavg()
+        physical = self._count_physical()
+        free = cores_available(physical, load_1min)
+        limits = []
+        for name, cores in (("quota", self._free_of_quota()), ("affinity", self._free_of_pinned())):
+            if cores is not None and cores < free:
+                limits.append(f"{name} leaves {cores}")
+                free = cores
+        return CpuReading(
+            percent=percent,
+            cores_physical=physical,
+            cores_available=free,
+            load_1min=round(load_1min, 2),
+            load_5min=round(load_5min, 2),
+            limits=tuple(limits),
+        )
+
+    def _count_physical(self) -> int:
+        """The hardware's cores; counted again only when processors came or went, since that reads many files."""
+        logical = os.cpu_count()
+        if logical != self._logical or not self._physical:
+            self._logical = logical
+            self._physical = min(psutil.cpu_count(logical=False) or logical or 1, MAX_CORES)
+        return self._physical
+
+    def _free_of_quota(self) -> int | None:
+        """Whole cores that the control group's quota leaves after what its members used since the last reading."""
+        before, before_s = self._quota, self._quota_read_s
+        quota = self._quota = self._cgroups.cpu_quota()
+        self._quota_read_s = self._clock.now_s()
+        if quota is None:
+            return None
+        used_cores = 0.0
+        passed_s = self._quota_read_s - before_s
+        if before is not None and before.cores == quota.cores and passed_s > 0:
+            used_cores = max(quota.used_s - before.used_s, 0.0) / passed_s
+        return max(int(quota.cores - used_cores), 0)
+
+    def _pinned_to(self) -> frozenset[int] | None:
+        """The processors this process may use, where that is not all of them."""
+        if sys.platform != "linux":
+            return None
+        allowed = frozenset(os.sched_getaffinity(0))
+        return allowed if len(allowed) < (os.cpu_count() or 1) else None
+
+    def _free_of_pinned(self) -> int | None:
+        """Whole cores idle among the processors this process may use; the load average counts the others too."""
+        allowed = self._pinned_to()
+        before, self._times = self._times, _busy_and_total(allowed)
+        if allowed is None:
+            return None
+        cores = len(
+            {_read_line(self._sys_cpu / f"cpu{cpu}/topology/core_cpus_list") or str(cpu) for cpu in allowed}
+        )
+        busy, total = self._times[0] - before[0], self._times[1] - before[1]
+        return int(cores * (1 - (busy / total if total > 0 else 0.0)) + 0.5)
+
+
+def _busy_and_total(allowed: frozenset[int] | None) -> tuple[float, float]:
+    if allowed is None:
+        return 0.0, 0.0
+    busy = total = 0.0
+    for cpu, times in enumerate(psutil.cpu_times(percpu=True)):
+        if cpu in allowed:
+            idle = times.idle + getattr(times, "iowait", 0.0)
+            # guest time is counted within user time
+            everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+            total += everything
+            busy += everything - idle
+    return busy, total
+
+
+def _read_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
