@@ -175,7 +175,7 @@ def load_config(
             _check(name, _listed(name, value), where)
             merged[name] = _listed(name, value)
             sources[name] = source
-    config = msgspec.convert(merged, Config, strict=False)
+    config = msgspec.convert(merged, Config, strict=False, dec_hook=_path)
     if config.token and config.token_file:
         raise StartupRefusedError("Give the token or the file that holds it, not both")
     return Loaded(config, sources)
@@ -183,10 +183,16 @@ def load_config(
 
 def _check(name: str, value: Any, where: str) -> None:
     try:
-        msgspec.convert({name: value}, Config, strict=False)
+        msgspec.convert({name: value}, Config, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         # The message names the rule and the path, never the value: tokens pass here too.
         raise StartupRefusedError(f"{where}: {error}") from error
+
+
+def _path(expected: type, value: Any) -> Any:
+    if expected is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("Expected a path")
 
 
 def _listed(name: str, value: Any) -> Any:
