@@ -24,6 +24,8 @@ VISIBILITY_SECONDS = Histogram(
     "headroom_visibility_seconds", "From a heartbeat's receipt to its application.", buckets=_SECONDS
 )
 SWEPT = Counter("headroom_swept_agents", "Agents taken out because they fell silent.")
+MASS_SILENCE = Gauge("headroom_mass_silence", "1 while the brake holds because most of the fleet fell silent.")
+CLOCK_JUMPS = Counter("headroom_clock_jumps", "Times that Redis's clock was set.")
 REBUILDS = Counter("headroom_rebuilds", "Rebuilds of the index from the record.")
 REBUILD_SECONDS = Gauge("headroom_rebuild_seconds", "How long the last rebuild took.")
 LOOP_FAILURES = Counter("headroom_loop_failures", "Failed rounds of a worker loop.", ["loop"])

@@ -9,6 +9,7 @@ from app.index.opening import Index, consumer_name, open_index
 from app.record import Record, open_record
 from app.settings import Settings
 from app.telemetry import logger
+from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Housekeeping, Reaper
 from workers.rebuild import Rebuild
@@ -39,17 +40,13 @@ def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -
     rebuild = Rebuild(index.upkeep, record.reader, holder)
     makers: dict[WorkerName, Callable[[], Sequence[Loop]]] = {
         # Whichever of the two is alive heals an index that was lost; a lease keeps them apart.
-        "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild],
+        "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild, ClockWatch(index.upkeep)],
         "recorder": lambda: [Recorder(index.record_reader(), record.writer), Thinning(record.writer)],
         "reaper": lambda: [
-            Reaper(
-                index.upkeep,
-                holder,
-                every_s=settings.sweep_interval_s,
-                offline_after_s=settings.offline_after_s,
-            ),
+            Reaper(index.upkeep, holder, every_s=settings.sweep_interval_s),
             Housekeeping(index.upkeep, index.stream, holder),
             rebuild,
+            ClockWatch(index.upkeep),
         ],
     }
     return makers[name]()

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from app.index.upkeep import SWEEP_SLICE
-from app.telemetry import SWEPT, logger
+from app.telemetry import MASS_SILENCE, SWEPT, logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,23 +24,21 @@ _log = logger(__name__)
 class Reaper:
     """One round a second: take silent agents out of the sets, then declare them offline.
 
-    For `offline_after_s` after an epoch was opened nobody is declared offline: agents could not report while
-    Redis was away, and must have had the time to.
+    Declaring waits while there is a grace: after Redis or all receivers were away, or the clock was set, agents
+    must first have had the time to report.
     """
 
     name = "reaper"
 
-    def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float, offline_after_s: float) -> None:
+    def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float) -> None:
         self._upkeep = upkeep
         self._holder = holder
         self._every_s = every_s
-        self._offline_after_ms = offline_after_s * 1000
 
     async def run_once(self) -> None:
         await asyncio.sleep(self._every_s)
-        if not await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self._every_s)):
-            return
-        await self.sweep()
+        if await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self._every_s)):
+            await self.sweep()
 
     async def sweep(self) -> int:
         """Does all that is due now, slice by slice; returns how many agents were declared offline."""
@@ -48,10 +46,18 @@ class Reaper:
         if taken_out:
             SWEPT.inc(taken_out)
             _log.info("Took silent agents out of the index", agents=taken_out)
-        epoch = await self._upkeep.current_epoch()
-        if epoch is None or await self._upkeep.now_ms() - epoch.opened_ms < self._offline_after_ms:
-            return 0
-        return await _all_slices(self._upkeep.declare)
+        declared = 0
+        while True:
+            done = await self._upkeep.declare()
+            declared += done.agents
+            if not done.more:
+                break
+        MASS_SILENCE.set(done.braked)
+        if done.braked:
+            _log.error("Most of the fleet fell silent at once: declaring it offline slowly", declared=declared)
+        elif declared:
+            _log.info("Declared silent agents offline", agents=declared)
+        return declared
 
 
 class Housekeeping:

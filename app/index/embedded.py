@@ -144,13 +144,9 @@ class EmbeddedValkey:
         """The server that the pid file names, if the process of that pid really is it."""
         try:
             server = psutil.Process(int(self._pid_file.read_text()))
-            return server if self._pid_is_ours(server) else None
+            return server if str(self._config) in server.cmdline() else None
         except (OSError, ValueError, psutil.Error):
             return None
-
-    def _pid_is_ours(self, server: psutil.Process) -> bool:
-        # Valkey writes its addresses over its own command line; its working directory tells which one it is.
-        return "valkey" in server.name() and Path(server.cwd()) == self.directory.resolve()
 
     def _write_config(self) -> None:
         lines = {
@@ -159,6 +155,7 @@ class EmbeddedValkey:
             "dir": _quoted(self.directory),
             "pidfile": _quoted(self._pid_file),
             "logfile": _quoted(self.log_path),
+            "set-proc-title": "no",  # so that `ps` shows the path of its configuration
             "databases": "1",
             "save": '""',
             "appendonly": "yes",

@@ -48,6 +48,18 @@ class Keys:
         return f"{self.prefix}:epoch"
 
     @property
+    def clock(self) -> str:
+        return f"{self.prefix}:clock"
+
+    @property
+    def grace(self) -> str:
+        return f"{self.prefix}:grace"
+
+    @property
+    def receivers(self) -> str:
+        return f"{self.prefix}:receivers"
+
+    @property
     def rebuild(self) -> str:
         return f"{self.prefix}:rebuild"
 

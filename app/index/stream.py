@@ -37,13 +37,21 @@ class HeartbeatStream:
         self._clock = clock
 
     async def append(self, heartbeats: Sequence[Heartbeat]) -> list[StreamId]:
-        now_ms = self._clock.now_ms()
-        entry_id = "*" if now_ms is None else f"{now_ms}-*"
+        entry_id = await self._entry_id()
         pipeline = self._client.pipeline(transaction=False)
         for heartbeat in heartbeats:
             pipeline.xadd(self._keys.heartbeats, {_HEARTBEAT: encode(heartbeat)}, id=entry_id)
         with unavailable():
             return [StreamId.parse(entry) for entry in await pipeline.execute()]
+
+    async def _entry_id(self) -> str:
+        now_ms = self._clock.now_ms()
+        if now_ms is None:
+            return "*"
+        # Like '*', an injected id never goes below the last one when the clock steps back.
+        with unavailable():
+            last: Any = await self._client.xrevrange(self._keys.heartbeats, count=1)
+        return f"{max(now_ms, StreamId.parse(last[0][0]).ms) if last else now_ms}-*"
 
 
 class GroupReader:
@@ -218,4 +226,5 @@ def _transition(stream_id: StreamId, fields: Mapping[bytes, bytes]) -> Transitio
         reason=Reason(fields[b"reason"].decode()),
         position=StreamId.parse(fields[b"position"]) if b"position" in fields else stream_id,
         at_ms=int(fields[b"at_ms"]),
+        flapping=fields.get(b"flapping") == b"1",
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
+import msgspec
 import redis.asyncio as aredis
 
 from app.index.clock import IndexClock
@@ -28,6 +29,23 @@ APPLY_SLICE: Final = 16
 
 SWEEP_SLICE: Final = 20
 """Agents per script call that takes agents out or drops them."""
+
+BRAKED_FLEET: Final = 100
+"""Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
+
+BRAKE_SHARE: Final = 600
+"""The brake lets one in this many through at a time: at a sweep a second, ten minutes for a whole fleet."""
+
+JUMP_TOLERANCE_MS: Final = 2_000
+"""How far the server's clock may drift from a steady one between two looks without having been set."""
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What one slice of declaring silent agents offline did."""
+
+    agents: int
+    more: bool
+    braked: bool
 
 
 def sweep_call(keys: Keys, now_ms: int | None, offline_after_ms: int) -> Call:
@@ -71,10 +89,12 @@ class Upkeep:
                 await run(self._client, sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms))
             )
 
-    async def declare(self) -> int:
-        """Declares one slice of the agents taken out offline; returns how many, SWEEP_SLICE: maybe more."""
+    async def declare(self) -> Declared:
+        """Declares one slice of the agents taken out offline, unless there is a grace; few under the brake."""
+        call = self._call("declare", SWEEP_SLICE, BRAKED_FLEET, BRAKE_SHARE)
         with unavailable():
-            return int(await run(self._client, self._call("declare", SWEEP_SLICE)))
+            agents, more, braked = await run(self._client, call)
+        return Declared(agents=agents, more=bool(more), braked=bool(braked))
 
     async def expire(self) -> int:
         """Drops one slice of agents that have been offline for too long; SWEEP_SLICE: maybe more."""
@@ -99,6 +119,22 @@ class Upkeep:
         with unavailable():
             seconds, micros = await self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+    def steady_ms(self) -> int:
+        """A clock that nobody sets, to hold the server's against."""
+        return self._clock.steady_ms()
+
+    async def note_jump(self, shift_ms: int) -> bool:
+        """Keeps note that the server's clock was set; False when another watcher was first."""
+        with unavailable():
+            call = self._call("jump", shift_ms, self._offline_after_ms, JUMP_TOLERANCE_MS)
+            return bool(await run(self._client, call))
+
+    async def receive(self, receiver: str, *, gap_s: float) -> bool:
+        """A receiver is there; returns whether none had been for `gap_s`, which begins a grace."""
+        with unavailable():
+            call = self._call("receive", receiver, round(gap_s * 1000), self._offline_after_ms)
+            return bool(await run(self._client, call))
 
     async def begin_rebuild(self, marker: str, greatest_recorded: StreamId | None) -> None:
         """Readies the stream: both groups exist, and new entries get ids above everything recorded.
@@ -135,8 +171,8 @@ class Upkeep:
         with unavailable():
             # The run id is read anew: a restart with its data intact keeps the marker.
             self._epochs.reconnected()
-            run_id = await self._epochs.run_id()
-            return await run(self._client, self._call("open_epoch", marker, LAYOUT, run_id)) is not None
+            arguments = (marker, LAYOUT, await self._epochs.run_id(), self._offline_after_ms)
+            return await run(self._client, self._call("open_epoch", *arguments)) is not None
 
     def _call(self, script: str, *arguments: Argument) -> Call:
         now_ms = self._clock.now_ms()

@@ -30,6 +30,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     position: the agent's last applied heartbeat when the change happened (for `forgotten`: the entry's own
         id). The record orders by it: a heartbeat with a greater id supersedes the status set here.
     at_ms: when it happened, by Redis's clock.
+    flapping: whether the agent changes its status so often that its events are kept as one.
     """
 
     agent_id: AgentId
@@ -37,3 +38,4 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason
     position: StreamId
     at_ms: int
+    flapping: bool = False

@@ -116,7 +116,7 @@ def test_searches_equal_the_oracle(
         oracle = Oracle()
         async with opened_index(index_settings(valkey_server.url), clock=clock) as index:
             ingests = [Ingest(index.index_reader(), index.upkeep) for _ in range(3)]
-            reaper = Reaper(index.upkeep, "test", every_s=0, offline_after_s=OFFLINE_AFTER_S)
+            reaper = Reaper(index.upkeep, "test", every_s=0)
             for action in history:
                 if isinstance(action, float):
                     clock.advance(action)

@@ -13,6 +13,7 @@ from app.models.capacity import AgentStatus, CapacityQuery
 from app.models.identity import AgentId
 from app.models.transition import Reason, Transition, TransitionKind
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 
 OFFLINE_AFTER_S = 90.0
@@ -32,7 +33,7 @@ async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
 
 
 def reaper(index: Index) -> Reaper:
-    return Reaper(index.upkeep, "test", every_s=0, offline_after_s=OFFLINE_AFTER_S)
+    return Reaper(index.upkeep, "test", every_s=0)
 
 
 async def report(index: Index, *numbers: int) -> None:
@@ -196,3 +197,89 @@ async def test_forgetting_leaves_nothing_but_a_tombstone_and_a_later_heartbeat_r
         TransitionKind.FORGOTTEN,
         TransitionKind.ONLINE,
     ]
+
+
+async def test_a_clock_set_forwards_takes_nobody_out(index: Index, clock: ManualClock) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1, 2)
+    clock.jump(3600)
+    await watch.look()
+    assert len(await found(index)) == 2
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await report(index, 2)
+    assert await reaper(index).sweep() == 0
+    assert len(await found(index)) == 2
+    clock.advance(2)
+    assert await found(index) == [agent_id(2)]
+    assert await reaper(index).sweep() == 1
+
+
+async def test_a_clock_set_back_keeps_nobody_alive_for_an_hour(index: Index, clock: ManualClock) -> None:
+    watches = [ClockWatch(index.upkeep) for _ in range(3)]
+    for watch in watches:
+        await watch.look()
+    await report(index, 1, 2)
+    clock.jump(-3600)
+    for watch in watches:
+        await watch.look()
+    assert len(await found(index)) == 2
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await report(index, 2)
+    assert await reaper(index).sweep() == 0
+    clock.advance(2)
+    assert await found(index) == [agent_id(2)]
+    assert await reaper(index).sweep() == 1
+    assert await status(index, 1) is AgentStatus.OFFLINE
+    assert await index.capacity._client.hget(index.keys.clock, "shift_ms") == b"-3600000"
+
+
+async def test_there_and_back_within_the_grace_changes_nothing(index: Index, clock: ManualClock) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1)
+    for shift in (3600, 3600, -7200):
+        clock.jump(shift)
+        await watch.look()
+        assert await found(index) == [agent_id(1)]
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await found(index) == []
+
+
+async def test_after_all_receivers_were_away_there_is_a_grace(index: Index, clock: ManualClock) -> None:
+    await index.upkeep.receive("api-1", gap_s=15)
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 60)
+    assert await index.upkeep.receive("api-2", gap_s=15)
+    assert await found(index) == []
+    assert await reaper(index).sweep() == 0
+    clock.advance(10)
+    assert not await index.upkeep.receive("api-1", gap_s=15)
+    clock.advance(OFFLINE_AFTER_S)
+    assert await reaper(index).sweep() == 1
+
+
+async def test_mass_silence_leaves_searches_at_once_and_the_status_slowly(
+    index: Index, clock: ManualClock
+) -> None:
+    await report(index, *range(300))
+    clock.advance(60)
+    await report(index, *range(100))
+    clock.advance(OFFLINE_AFTER_S - 59)
+    assert await reaper(index).sweep() == 1
+    assert len(await found(index)) == 100
+    assert await index.capacity._client.zcard(index.keys.vram("desktop")) == 100
+    clock.advance(1)
+    assert await reaper(index).sweep() == 1
+
+
+async def test_four_changes_within_ten_minutes_mark_an_agent_as_flapping(index: Index, clock: ManualClock) -> None:
+    for n in range(5):
+        clock.advance(60)
+        state = AgentStatus.BUSY if n % 2 else AgentStatus.ONLINE
+        await index.log.append([heartbeat(1, status=state)])
+        await apply_everything(index)
+    assert await found(index) == [agent_id(1)]
+    reader = index.record_reader()
+    marks = [entry.body.flapping for entry in await reader.read() if isinstance(entry.body, Transition)]
+    assert marks == [False, False, False, True, True]

@@ -7,7 +7,7 @@
 --          status, wanted place ("vram cores type pool", empty when not placeable),
 --          number of the strings that follow: field, value, field, value…
 -- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
---!include common order ladder place
+--!include common order ladder place flapping
 
 local offline_after_ms = tonumber(ARGV[2])
 local outcomes = {}
@@ -19,7 +19,8 @@ while at <= #ARGV do
     at = first + count
 
     local key = agent_key(agent_id)
-    local old = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed', 'status')
+    local old = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed', 'status',
+        'changes')
     local outcome, holder, holder_seq, boots =
         judge(old[1], old[2], old[3], old[4], id, boot, seq, offline_after_ms)
     if outcome == 'applied' then
@@ -44,7 +45,7 @@ while at <= #ARGV do
         end
         if old[7] ~= status then
             if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
-            append_transition(agent_id, status, 'heartbeat', id)
+            append_transition(agent_id, status, 'heartbeat', id, note_change(key, old[8]))
         end
     elseif outcome == 'cloned' then
         redis.call('HSET', key, 'cloned_ms', string.format('%.0f', now))

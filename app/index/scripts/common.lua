@@ -42,7 +42,7 @@ local function append(...)
     return redis.call('XADD', stream, id, ...)
 end
 
-local function append_transition(agent_id, kind, reason, position)
+local function append_transition(agent_id, kind, reason, position, flapping)
     return append('transition', kind, 'agent_id', agent_id, 'reason', reason, 'position', position,
-        'at_ms', string.format('%.0f', now))
+        'at_ms', string.format('%.0f', now), 'flapping', flapping)
 end

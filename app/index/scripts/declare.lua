@@ -1,19 +1,30 @@
--- Declares agents that were taken out as silent offline, and says so in the log: one slice.
+-- Declares agents that were taken out as silent offline, and says so in the log: one slice. During a grace
+-- nobody is declared; when most of a large fleet is silent at once, only few are, since that is more likely a
+-- fault on the way here than the death of so many machines.
 --
 -- KEYS[1]  prefix of the shard
--- ARGV     1 now in ms, empty for the server's time   2 slice
--- Result   number of agents declared offline; as many as the slice: there may be more
---!include common
+-- ARGV     1 now in ms, empty for the server's time   2 slice   3 smallest fleet that has a brake
+--          4 the brake lets one in this many of the fleet through
+-- Result   {agents declared, 1 when there may be more to declare at once, 1 when the brake held}
+--!include common flapping
 
-local found = redis.call('ZRANGE', silent_key, 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
+local silent = redis.call('ZCARD', silent_key)
+if silent == 0 or now < tonumber(redis.call('GET', prefix .. ':grace') or 0) then return {0, 0, 0} end
+local slice = tonumber(ARGV[2])
+local fleet = silent + redis.call('ZCARD', seen_key)
+local braked = fleet > tonumber(ARGV[3]) and silent * 2 > fleet
+if braked then slice = math.min(slice, math.ceil(fleet / tonumber(ARGV[4]))) end
+
+local found = redis.call('ZRANGE', silent_key, 0, slice - 1, 'WITHSCORES')
 for i = 1, #found, 2 do
     local agent_id, key = found[i], agent_key(found[i])
-    local last_id = redis.call('HGET', key, 'last_id')
+    local fields = redis.call('HMGET', key, 'last_id', 'changes')
     redis.call('ZREM', silent_key, agent_id)
-    if last_id then
+    if fields[1] then
         redis.call('HSET', key, 'status', 'offline')
         redis.call('ZADD', offline_key, found[i + 1], agent_id)
-        append_transition(agent_id, 'offline', 'silent', last_id)
+        append_transition(agent_id, 'offline', 'silent', fields[1], note_change(key, fields[2]))
     end
 end
-return #found / 2
+local declared = #found / 2
+return {declared, (not braked and declared == slice) and 1 or 0, braked and 1 or 0}

@@ -1,6 +1,7 @@
+-- Who may be judged silent.
+
 -- Up to when silence may be judged: the receive time up to which the index group has applied everything.
 -- What is still in the stream may hold a heartbeat of just the agent that looks silent.
-
 local function judged_until()
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
     if groups.err then return now end -- no stream: nothing was ever received, nothing is unapplied
@@ -20,18 +21,31 @@ local function judged_until()
     return until_ms
 end
 
--- Freshness with the costly part put off until a candidate looks silent at all.
+-- The window of `seen` that counts as alive. For offline_after_ms after the server's clock was set (jump.lua
+-- keeps note) it stretches by as much as the clock went forwards, and takes in what a clock set back left in
+-- the future; after that the future is no sign of life.
+local function alive_window(offline_after_ms)
+    local oldest, newest = judged_until(), now
+    local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'shift_ms')
+    if jump[1] and now - tonumber(jump[1]) < offline_after_ms then
+        oldest = math.min(oldest, now - math.max(0, tonumber(jump[2])))
+        newest = math.huge
+    end
+    return oldest - offline_after_ms, newest
+end
+
+-- Freshness, with the costly part put off until a candidate looks silent at all.
 local function freshness(offline_after_ms)
-    local oldest = now - offline_after_ms
+    local oldest, newest = now - offline_after_ms, now
     local exact = false
     return function(seen)
         if not seen then return false end
         seen = tonumber(seen)
-        if seen >= oldest then return true end
+        if seen >= oldest and seen <= newest then return true end
         if not exact then
             exact = true
-            oldest = judged_until() - offline_after_ms
+            oldest, newest = alive_window(offline_after_ms)
         end
-        return seen >= oldest
+        return seen >= oldest and seen <= newest
     end
 end

@@ -6,15 +6,25 @@
 -- Result   number of agents taken out; as many as the slice: there may be more
 --!include common ladder place horizon
 
-local silent_since = judged_until() - tonumber(ARGV[2])
-local found = redis.call('ZRANGE', seen_key, '-inf', string.format('(%.0f', silent_since),
-    'BYSCORE', 'LIMIT', 0, tonumber(ARGV[3]), 'WITHSCORES')
-for i = 1, #found, 2 do
-    local agent_id, key = found[i], agent_key(found[i])
-    move(agent_id, redis.call('HGET', key, 'indexed'), '')
-    -- Without its fingerprint even an unchanged heartbeat puts the agent back in its place.
-    redis.call('HSET', key, 'indexed', '', 'fingerprint', '')
-    redis.call('ZREM', seen_key, agent_id)
-    redis.call('ZADD', silent_key, found[i + 1], agent_id)
+local slice = tonumber(ARGV[3])
+local oldest, newest = alive_window(tonumber(ARGV[2]))
+
+local function take_out(found)
+    for i = 1, #found, 2 do
+        local agent_id, key = found[i], agent_key(found[i])
+        move(agent_id, redis.call('HGET', key, 'indexed'), '')
+        -- Without its fingerprint even an unchanged heartbeat puts the agent back in its place.
+        redis.call('HSET', key, 'indexed', '', 'fingerprint', '')
+        redis.call('ZREM', seen_key, agent_id)
+        redis.call('ZADD', silent_key, found[i + 1], agent_id)
+    end
+    return #found / 2
 end
-return #found / 2
+
+local taken = take_out(redis.call('ZRANGE', seen_key, '-inf', string.format('(%.0f', oldest),
+    'BYSCORE', 'LIMIT', 0, slice, 'WITHSCORES'))
+if newest ~= math.huge and taken < slice then
+    taken = taken + take_out(redis.call('ZRANGE', seen_key, string.format('(%.0f', newest), '+inf',
+        'BYSCORE', 'LIMIT', 0, slice - taken, 'WITHSCORES'))
+end
+return taken

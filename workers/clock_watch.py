@@ -1,0 +1,43 @@
+"""Clock watch: notices that Redis's clock was set, by holding it against a steady one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from app.index.upkeep import JUMP_TOLERANCE_MS
+from app.telemetry import CLOCK_JUMPS, logger
+
+if TYPE_CHECKING:
+    from app.index.upkeep import Upkeep
+
+_EVERY_S: Final = 0.5
+
+_log = logger(__name__)
+
+
+class ClockWatch:
+    """One round: has the distance between both clocks changed since the round before?
+
+    Runs in every ingest and reaper process: the sooner a jump is known, the fewer lookups judge by a wrong time.
+    """
+
+    name = "clock-watch"
+
+    def __init__(self, upkeep: Upkeep) -> None:
+        self._upkeep = upkeep
+        self._distance_ms: int | None = None
+
+    async def run_once(self) -> None:
+        await self.look()
+        await asyncio.sleep(_EVERY_S)
+
+    async def look(self) -> None:
+        distance_ms = await self._upkeep.now_ms() - self._upkeep.steady_ms()
+        before, self._distance_ms = self._distance_ms, distance_ms
+        if before is None or abs(distance_ms - before) <= JUMP_TOLERANCE_MS:
+            return
+        shift_ms = distance_ms - before
+        if await self._upkeep.note_jump(shift_ms):
+            CLOCK_JUMPS.inc()
+            _log.error("Redis's clock was set", shift_s=round(shift_ms / 1000, 1))
