@@ -80,3 +80,10 @@ def http_request(method: str, target: str, body: bytes | None = None, **headers:
         lines.append(f"Content-Length: {len(body)}")
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def check(answer: Answer, expected: set[int]) -> None:
+    assert answer.status in expected, answer
+    assert answer.status < 500
+    if answer.status >= 400:
+        assert answer.code
