@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from app.models.identity import DEFAULT_AGENT_TYPE, AgentId
+from app.errors import InvalidQueryError
+from app.models.identity import AGENT_TYPE_PATTERN, DEFAULT_AGENT_TYPE, AgentId
 
 if TYPE_CHECKING:
     from app.models.heartbeat import ResourceMetrics
@@ -20,6 +23,7 @@ MAX_MIN_CORES: Final = 2**31 - 1
 """Most cores a search may ask for; above MAX_CORES it simply matches nothing."""
 MAX_AGE_S: Final = 1e9
 """Largest `max_age_s` of a search, so that it stays exact in ms."""
+MAX_POOL_NAME: Final = 128
 
 
 class AgentStatus(StrEnum):
@@ -141,3 +145,31 @@ class CapacityPage(msgspec.Struct, frozen=True, kw_only=True):
             return None
         last = self.agents[-1]
         return Cursor(last.gpu_vram_available_gb, last.agent_id)
+
+
+_AGENT_TYPE: Final = re.compile(AGENT_TYPE_PATTERN)
+_NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def check_query(query: CapacityQuery) -> None:
+    """Raises InvalidQueryError for what the HTTP edge would refuse, for callers that come without it."""
+    for amount, most in (
+        (query.min_gpu_vram_gb, sys.float_info.max),
+        (query.min_memory_gb, sys.float_info.max),
+        (0.0 if query.max_age_s is None else query.max_age_s, MAX_AGE_S),
+    ):
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= most:
+            raise InvalidQueryError("min_gpu_vram_gb, min_memory_gb and max_age_s are finite and not negative")
+    cores, limit, pool_name = query.min_cpu_cores, query.limit, query.pool_name
+    if isinstance(cores, bool) or not isinstance(cores, int) or not 1 <= cores <= MAX_MIN_CORES:
+        raise InvalidQueryError("min_cpu_cores is a whole number of at least 1")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidQueryError("limit is a whole number of at least 1")
+    if not isinstance(query.agent_type, str) or not _AGENT_TYPE.fullmatch(query.agent_type):
+        raise InvalidQueryError(f"agent_type matches {AGENT_TYPE_PATTERN}")
+    if pool_name is not None and (
+        not isinstance(pool_name, str) or not 1 <= len(pool_name) <= MAX_POOL_NAME or _NOT_TEXT.search(pool_name)
+    ):
+        raise InvalidQueryError("pool_name is text of 1 to 128 characters, none of them a control character")
+    if query.gpu_type is not None and not isinstance(query.gpu_type, GpuType):
+        raise InvalidQueryError("gpu_type is nvidia, amd, intel or none")

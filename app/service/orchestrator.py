@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -18,17 +17,15 @@ from app.errors import (
     AgentNotFoundError,
     CapacityUnknownError,
     IndexUnavailableError,
-    InvalidQueryError,
     RecordUnavailableError,
 )
 from app.models.capacity import (
-    MAX_AGE_S,
-    MAX_MIN_CORES,
     AgentCapacity,
     AvailableCapacity,
     CapacityPage,
     CapacityQuery,
     Source,
+    check_query,
 )
 from app.models.identity import AgentId, parse_agent_id
 from app.service.ports import CapacityIndex, CapacityRecord, Clock, RecordSession
@@ -134,7 +131,7 @@ class OrchestratorService:
 
     async def find(self, query: CapacityQuery, db: RecordSession | None = None) -> CapacityPage:
         """As `get_available_capacity`, with every filter, paging, and where the answer comes from."""
-        _check(query)
+        check_query(query)
         started = time.perf_counter()
         try:
             page = await self._ask_index(self._index.find(query))
@@ -194,20 +191,6 @@ class OrchestratorService:
         if newest_ms is None or newest_ms < seen_since_ms:
             raise CapacityUnknownError
         return seen_since_ms, datetime.fromtimestamp(newest_ms / 1000, UTC)
-
-
-def _check(query: CapacityQuery) -> None:
-    """Refuses what the HTTP edge would have refused, for callers that come without it."""
-    for amount, most in (
-        (query.min_gpu_vram_gb, sys.float_info.max),
-        (query.min_memory_gb, sys.float_info.max),
-        (query.max_age_s or 0.0, MAX_AGE_S),
-    ):
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= most:
-            raise InvalidQueryError("min_gpu_vram_gb, min_memory_gb and max_age_s are finite and not negative")
-    cores = query.min_cpu_cores
-    if isinstance(cores, bool) or not isinstance(cores, int) or not 1 <= cores <= MAX_MIN_CORES:
-        raise InvalidQueryError("min_cpu_cores is a whole number of at least 1")
 
 
 def _count(call: Call, source: Source, started: float) -> None:
