@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from app.listener import BACKLOG, LISTEN_FD_VARIABLE, listen
+from app.listener import BACKLOG, LISTEN_FD_VARIABLE, address_of, listen
+from app.telemetry import logger
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from app.settings import Settings
+
+_log = logger(__name__)
 
 _KEEP_ALIVE_S: Final = 10
 _HEADER_BYTES: Final = 32 * 1024
@@ -30,6 +33,7 @@ def serve(app: ASGIApp, settings: Settings) -> None:
         app,
         lifespan="on",
         log_config=None,  # app.telemetry has set it up
+        log_level="warning",
         access_log=False,  # a line per lookup would cost more than the lookup; /metrics counts them
         server_header=False,
         proxy_headers=False,
@@ -40,6 +44,7 @@ def serve(app: ASGIApp, settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, int(settings.shutdown_after_s)),
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
+    _log.info("The API listens", url=address_of(listener))
     uvicorn.Server(config).run(sockets=[listener])
 
 

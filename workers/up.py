@@ -100,7 +100,7 @@ class Up:
                 await self._until_ready()
                 self._reporters = self._commands_that_report(environment)
                 for part in self._reporters:
-                    group.create_task(keep(part))
+                    group.create_task(_keep_if_it_can(part))
                 self._tell(redis_url)
         except* StartupRefusedError as refusals:
             raise refusals.exceptions[0] from None
@@ -221,6 +221,14 @@ class Up:
         os.close(self._followed)
         self._lock.release()
         _log.info("Headroom has ended", seconds=round(time.monotonic() - started, 1))
+
+
+async def _keep_if_it_can(part: Part) -> None:
+    """Without this machine's own agent, say because of a wrong agent.yml, the rest is still of use."""
+    try:
+        await keep(part)
+    except StartupRefusedError as refusal:
+        _log.error("Going on without it", reason=refusal.detail)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
