@@ -67,6 +67,10 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+        if not self.is_postgres:
+            # aiosqlite does not wait for the thread of a connection that failed; that thread would find the
+            # event loop closed and print a traceback.
+            await asyncio.sleep(0.01)
 
 
 def open_database(settings: Settings) -> Database:

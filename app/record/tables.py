@@ -93,7 +93,6 @@ agent_registry = Table(
     postgresql_with={"fillfactor": 70},
 )
 
-_placeable = text("status = 'online' AND has_metrics")
 Index(
     "agent_registry_placeable_idx",
     agent_registry.c.agent_type,
@@ -101,8 +100,9 @@ Index(
     agent_registry.c.agent_id.desc(),
     # Checked without a visit to the row. Freshness is not in here: it changes with each heartbeat.
     agent_registry.c.cpu_cores_available,
-    postgresql_where=_placeable,
-    sqlite_where=_placeable,
+    # Word for word as SQLAlchemy writes the search's condition: SQLite recognises it by that alone.
+    postgresql_where=text("status = 'online' AND has_metrics"),
+    sqlite_where=text("status = 'online' AND has_metrics = 1"),
 )
 
 agent_events = Table(

@@ -47,7 +47,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("agent_id", name="agent_registry_pkey"),
         postgresql_with={"fillfactor": 70},
     )
-    placeable = sa.text("status = 'online' AND has_metrics")
     op.create_index(
         "agent_registry_placeable_idx",
         "agent_registry",
@@ -57,8 +56,8 @@ def upgrade() -> None:
             sa.column("agent_id").desc(),
             "cpu_cores_available",
         ],
-        postgresql_where=placeable,
-        sqlite_where=placeable,
+        postgresql_where=sa.text("status = 'online' AND has_metrics"),
+        sqlite_where=sa.text("status = 'online' AND has_metrics = 1"),
     )
 
     op.create_table(
