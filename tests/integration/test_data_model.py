@@ -52,11 +52,16 @@ async def everything_once(index: Index, clock: ManualClock, client: Any) -> None
     await index.log.append([msgspec.structs.replace(full, boot_id="a", seq=2)])
     await apply_everything(index)
     assert await index.capacity.forget(agent_id(4)) is not None
+    for seq, status in enumerate([AgentStatus.BUSY, AgentStatus.ONLINE, AgentStatus.BUSY], start=2):
+        await index.log.append([msgspec.structs.replace(full, boot_id="b", seq=seq, status=status)])
+    await apply_everything(index)
     clock.advance(60)
-    await index.log.append([msgspec.structs.replace(full, boot_id="b", seq=2)])
+    await index.log.append([msgspec.structs.replace(full, boot_id="b", seq=5)])
     await apply_everything(index)
     clock.advance(60)
     assert await index.upkeep.sweep() == 1
+    assert await index.upkeep.note_jump(5_000)
+    await index.upkeep.receive("me", gap_s=10)
     assert await index.upkeep.lease("reaper", "me", ttl_s=60)
     client.xadd(index.keys.heartbeats, {"heartbeat": "broken"}, id=f"{clock.now_ms()}-*")
     await apply_everything(index)
