@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,7 +35,7 @@ async def post_heartbeat(request: Request) -> Response:
     read_query(request, ())
     document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
     with HEARTBEATS_REJECTED.count_exceptions(InvalidBodyError):
-        heartbeat = _read_heartbeat(document, agent_id)
+        heartbeat = read_heartbeat(document, agent_id)
     (stream_id,) = await wiring.log.append([heartbeat])
     HEARTBEATS_ACCEPTED.inc()
     return answer(HeartbeatAcceptedDocument(str(stream_id), _next_heartbeat_s(wiring.settings)), status=202)
@@ -45,25 +45,7 @@ async def post_heartbeats(request: Request) -> Response:
     wiring = wiring_of(request)
     read_query(request, ())
     document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
-    items = read_as(HeartbeatsIn, document).heartbeats
-    valid: list[tuple[int, Heartbeat]] = []
-    rejected: list[RejectedItemDocument] = []
-    for index, item in enumerate(items):
-        try:
-            report = read_as(BatchedHeartbeatIn, item)
-            valid.append((index, report.to_domain(report.agent_id)))
-        except InvalidBodyError as fault:
-            rejected.append(RejectedItemDocument(index, fault.code, list(fault.errors)))
-    HEARTBEATS_REJECTED.inc(len(rejected))
-    if not valid:
-        raise InvalidBodyError(
-            [
-                FieldError(f"heartbeats.{item.index}.{error.field}", error.code, error.message)
-                for item in rejected
-                for error in item.errors
-            ],
-            "None of the heartbeats can be accepted",
-        )
+    valid, rejected = read_batch(document)
     stream_ids = await wiring.log.append([heartbeat for _, heartbeat in valid])
     HEARTBEATS_ACCEPTED.inc(len(valid))
     accepted = [
@@ -74,11 +56,41 @@ async def post_heartbeats(request: Request) -> Response:
     return answer(HeartbeatsAcceptedDocument(accepted, rejected, next_s), status=202)
 
 
-def _read_heartbeat(document: Any, agent_id: AgentId) -> Heartbeat:
+def read_heartbeat(document: Any, agent_id: AgentId) -> Heartbeat:
+    """Raises InvalidBodyError."""
     report = read_as(HeartbeatIn, document)
     if report.agent_id is not None and report.agent_id != agent_id:
         raise InvalidBodyError([FieldError("agent_id", "mismatch", "Must be the id in the path")])
     return report.to_domain(agent_id)
+
+
+class Batch(NamedTuple):
+    """The items of a batch, each with its place in it."""
+
+    valid: list[tuple[int, Heartbeat]]
+    rejected: list[RejectedItemDocument]
+
+
+def read_batch(document: Any) -> Batch:
+    """Raises InvalidBodyError when no item is valid."""
+    batch = Batch([], [])
+    for index, item in enumerate(read_as(HeartbeatsIn, document).heartbeats):
+        try:
+            report = read_as(BatchedHeartbeatIn, item)
+            batch.valid.append((index, report.to_domain(report.agent_id)))
+        except InvalidBodyError as fault:
+            batch.rejected.append(RejectedItemDocument(index, fault.code, list(fault.errors)))
+    HEARTBEATS_REJECTED.inc(len(batch.rejected))
+    if not batch.valid:
+        raise InvalidBodyError(
+            [
+                FieldError(f"heartbeats.{item.index}.{error.field}", error.code, error.message)
+                for item in batch.rejected
+                for error in item.errors
+            ],
+            "None of the heartbeats can be accepted",
+        )
+    return batch
 
 
 def _next_heartbeat_s(settings: Settings) -> float:

@@ -92,6 +92,11 @@ class UnsupportedEncodingError(HeadroomError):
     default_detail = "Content-Encoding is not supported; send the body as it is"
 
 
+class UnauthorizedError(HeadroomError):
+    code = "unauthorized"
+    default_detail = "Authorization must be Bearer with the token of this server"
+
+
 class RouteNotFoundError(HeadroomError):
     code = "not_found"
     default_detail = "There is nothing at this path"
@@ -110,6 +115,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "empty_body": 400,
     "malformed_body": 400,
     "bad_request": 400,
+    "unauthorized": 401,
     "agent_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,

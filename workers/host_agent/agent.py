@@ -8,17 +8,12 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from workers.host_agent.clock import Clock, Pause, StopRequestedError
-from workers.host_agent.delivery import Outcome
+from workers.host_agent.delivery import Sender
 from workers.host_agent.heartbeat import Report, pack
 from workers.host_agent.schedule import Schedule
 
 _FIRST_SPREAD_S: Final = 1.0
 _log = logging.getLogger("headroom.agent")
-
-
-class Sender(Protocol):
-    def deliver(self, path: str, body: bytes) -> Outcome: ...
-    def goodbye(self, path: str, body: bytes) -> Outcome: ...
 
 
 class Source(Protocol):

@@ -56,6 +56,18 @@ class Pause(Protocol):
         """While it is entered, a request to end raises StopRequestedError out of whatever blocks."""
 
 
+class NeverStops:
+    """For a sender in a thread, which no signal interrupts."""
+
+    stopping = False
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def interruptible(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
 class SignalPause:
     """SIGTERM and SIGINT end the agent. A context manager, to be entered in the main thread."""
 

@@ -32,6 +32,14 @@ class Outcome(NamedTuple):
     next_heartbeat_s: float | None = None
     retry_after_s: float | None = None
     detail: str = ""
+    body: bytes = b""
+
+
+class Sender(Protocol):
+    """What carries heartbeats; Delivery, or a test's stand-in."""
+
+    def deliver(self, path: str, body: bytes) -> Outcome: ...
+    def goodbye(self, path: str, body: bytes) -> Outcome: ...
 
 
 class Transport(Protocol):
@@ -125,9 +133,10 @@ def read_answer(answer: HttpAnswer) -> Outcome:
     """Only a Headroom's 202 counts: a captive portal answers 200 to anything."""
     if answer.status == _ACCEPTED:
         try:
-            return Outcome(accepted=True, next_heartbeat_s=_accepted.decode(answer.body).next_heartbeat_s)
+            wish_s = _accepted.decode(answer.body).next_heartbeat_s
         except msgspec.DecodeError:
             return Outcome(detail="the answer is not Headroom's")
+        return Outcome(accepted=True, next_heartbeat_s=wish_s, body=answer.body)
     detail = f"status {answer.status}"
     try:
         problem = _problem.decode(answer.body)

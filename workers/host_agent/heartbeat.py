@@ -6,7 +6,7 @@ import itertools
 import logging
 import uuid
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from workers.host_agent.probes.memory import MemoryReading
 
 _LONGEST_REASON: Final = 500
 _log = logging.getLogger("headroom.agent")
+_R = TypeVar("_R")
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -93,7 +94,7 @@ class Reporter:
             status=AgentStatus.BUSY if self._busy.busy() else AgentStatus.ONLINE,
             gpus=tuple(map(_gpu, sample.devices)),
             running_claims=self._claims.read(sample.devices),
-            resource_metrics=_metrics(self._cpu.read(), self._memory(), sample),
+            resource_metrics=_metrics(self._read(self._cpu.read), self._read(self._memory), sample),
             gpu_reason="; ".join(sample.reasons)[:_LONGEST_REASON] or None,
         )
 
@@ -124,6 +125,15 @@ class Reporter:
             gpu_reason=gpu_reason,
         )
 
+    def _read(self, probe: Callable[[], _R]) -> _R | None:
+        """None where the system does not give its figures: a heartbeat with gaps is better than silence."""
+        try:
+            return probe()
+        except (OSError, ValueError, RuntimeError) as error:
+            # RuntimeError is psutil's word for a /proc that is not as it expects.
+            _log.warning("A probe failed: %s: %s", type(error).__name__, error)
+            return None
+
     def _tell_changes(self, reasons: list[str]) -> None:
         for reason in reasons:
             if reason not in self._last_reasons:
@@ -152,16 +162,16 @@ def _printable(text: str, longest: int) -> str:
     return "".join(character for character in text if character.isprintable())[:longest]
 
 
-def _metrics(cpu: CpuReading, memory: MemoryReading, sample: Sample) -> ResourceMetrics:
+def _metrics(cpu: CpuReading | None, memory: MemoryReading | None, sample: Sample) -> ResourceMetrics:
     device = best(sample.devices)
     return ResourceMetrics(
-        cpu_percent=cpu.percent,
-        cpu_cores_physical=cpu.cores_physical,
-        cpu_cores_available=cpu.cores_available,
-        cpu_load_1min=cpu.load_1min,
-        cpu_load_5min=cpu.load_5min,
-        memory_percent=memory.percent,
-        memory_available_gb=memory.available_gb,
+        cpu_percent=cpu.percent if cpu else None,
+        cpu_cores_physical=cpu.cores_physical if cpu else None,
+        cpu_cores_available=cpu.cores_available if cpu else 0,
+        cpu_load_1min=cpu.load_1min if cpu else None,
+        cpu_load_5min=cpu.load_5min if cpu else None,
+        memory_percent=memory.percent if memory else None,
+        memory_available_gb=memory.available_gb if memory else None,
         gpu_vram_total_gb=device.total_mib / MIB_PER_GB if device else 0.0,
         gpu_vram_available_gb=min(device.free_mib, device.total_mib) / MIB_PER_GB if device else 0.0,
         gpu_type=GpuType(device.vendor) if device else GpuType.NONE,

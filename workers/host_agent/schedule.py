@@ -16,10 +16,13 @@ _LONGEST_BACKOFF_S: Final = 60.0
 class Schedule:
     """Keeps the interval and the number of failures in a row; knows no clock, only the times it is given."""
 
-    def __init__(self, interval_s: float, rng: random.Random) -> None:
+    def __init__(
+        self, interval_s: float, rng: random.Random, *, longest_backoff_s: float = _LONGEST_BACKOFF_S
+    ) -> None:
         self.interval_s = interval_s
         self.failures = 0
         self._rng = rng
+        self._longest_backoff_s = longest_backoff_s
 
     def after_answer(self, *, started_s: float, now_s: float, next_heartbeat_s: float | None) -> float:
         """The due time after an answered heartbeat; its mean distance from the last is the server's wish.
@@ -37,7 +40,7 @@ class Schedule:
         """The due time of the next try: 1, 2, 4 … 60 s with jitter, later where the server asks for it."""
         self.failures += 1
         # The exponent is bounded: after a weekend without network 2 ** failures is no float any more.
-        backoff_s = min(_FIRST_BACKOFF_S * 2.0 ** min(self.failures - 1, 16), _LONGEST_BACKOFF_S)
+        backoff_s = min(_FIRST_BACKOFF_S * 2.0 ** min(self.failures - 1, 16), self._longest_backoff_s)
         jittered_s = backoff_s * self._rng.uniform(1 - _BACKOFF_JITTER, 1 + _BACKOFF_JITTER)
         wished_s = min(max(retry_after_s or 0.0, 0.0), MAX_INTERVAL_S) * self._rng.uniform(1, 1 + _BACKOFF_JITTER)
-        return now_s + max(min(max(jittered_s, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S), wished_s)
+        return now_s + max(min(max(jittered_s, _FIRST_BACKOFF_S), self._longest_backoff_s), wished_s)
