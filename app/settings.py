@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     heartbeat_interval_s: float = Field(
         default=30.0, gt=0, le=3600, description="How often an agent is asked to report."
     )
+    heartbeat_target_per_s: float = Field(
+        default=4_000.0, gt=0, description="Heartbeats per second that the fleet is spread out to."
+    )
     offline_after_s: float = Field(
         default=90.0, gt=0, le=86_400, description="Silence after which an agent is offline."
     )

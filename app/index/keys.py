@@ -60,6 +60,18 @@ class Keys:
         return f"{self.prefix}:receivers"
 
     @property
+    def cloned(self) -> str:
+        return f"{self.prefix}:cloned"
+
+    @property
+    def flapping(self) -> str:
+        return f"{self.prefix}:flapping"
+
+    @property
+    def offline_after(self) -> str:
+        return f"{self.prefix}:offline-after"
+
+    @property
     def rebuild(self) -> str:
         return f"{self.prefix}:rebuild"
 

@@ -15,6 +15,7 @@ from app.index.connect import connect, connect_reader, on_connect, server_run_id
 from app.index.epoch import EpochGuard
 from app.index.index import RedisIndex
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.index.requirements import refuse_unfit_server
 from app.index.stream import GroupReader, HeartbeatStream, StreamUpkeep
 from app.index.upkeep import Upkeep
 
@@ -38,7 +39,7 @@ class Index:
         self.keys = Keys()
         self.epochs = EpochGuard(client, self.keys, read_run_id=read_run_id)
         self.capacity = RedisIndex(client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s)
-        self.log = HeartbeatStream(client, self.keys, clock)
+        self.log = HeartbeatStream(client, self.keys, clock, offline_after_s=settings.offline_after_s)
         self.upkeep = Upkeep(
             client,
             self.keys,
@@ -48,6 +49,10 @@ class Index:
             forget_after_d=settings.forget_after_d,
         )
         self.stream = StreamUpkeep(client, self.keys, max_entries=settings.stream_max_entries)
+
+    async def refuse_unfit_server(self) -> None:
+        """Raises StartupRefusedError for a server that would lose data or lacks commands."""
+        await refuse_unfit_server(self._clients[0])
 
     def index_reader(self) -> GroupReader:
         return self._reader(GROUP_INDEX, self._settings.ingest_batch)

@@ -10,7 +10,10 @@ from typing import Final
 
 import msgspec
 
+from app.index.keys import LAYOUT
+
 _INCLUDE: Final = re.compile(r"^--!include (.+)$", re.MULTILINE)
+_FUNCTIONS: Final = re.compile(r"^--!functions (.+)$", re.MULTILINE)
 
 Argument = str | bytes | int | float
 
@@ -31,6 +34,20 @@ def load(name: str) -> Script:
 
     source = _INCLUDE.sub(included, (folder / f"{name}.lua").read_text("utf-8"))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def library() -> str:
+    """The source of the function library: the scripts it names as functions, so that both run the same body."""
+
+    def functions(match: re.Match[str]) -> str:
+        # Parameters named like the globals that a script reads take their place.
+        return "\n".join(
+            f"local function {name}(KEYS, ARGV)\n{load(name).source}\nend\n" for name in match[1].split()
+        )
+
+    source = load("library").source.replace("--!layout", f"local layout = '{LAYOUT}'")
+    return _FUNCTIONS.sub(functions, source)
 
 
 class Call(msgspec.Struct, frozen=True):

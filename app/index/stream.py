@@ -12,16 +12,20 @@ from redis.exceptions import ResponseError
 from app.errors import UndecodableEntryError
 from app.index.clock import IndexClock
 from app.index.connect import is_missing_group, unavailable
+from app.index.execute import run
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.index.scripts import Call, load
 from app.models.heartbeat import Heartbeat, decode, encode
 from app.models.identity import AgentId, StreamId
 from app.models.log import LogEntry
 from app.models.transition import Reason, Transition, TransitionKind
+from app.service.ports import IntakeLoad
 from app.telemetry import DEAD_LETTERS, logger
 
 _HEARTBEAT: Final = b"heartbeat"
 _TRANSITION: Final = b"transition"
 _KEPT_DEAD_LETTERS: Final = 10_000
+_LISTED_CLONES: Final = 500
 
 _log = logger(__name__)
 
@@ -31,10 +35,22 @@ _RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 class HeartbeatStream:
     """Implements `HeartbeatLog`: the one way in."""
 
-    def __init__(self, client: aredis.Redis, keys: Keys, clock: IndexClock) -> None:
+    def __init__(self, client: aredis.Redis, keys: Keys, clock: IndexClock, *, offline_after_s: float) -> None:
         self._client = client
         self._keys = keys
         self._clock = clock
+        self._offline_after_ms = round(offline_after_s * 1000)
+
+    async def load(self) -> IntakeLoad:
+        now_ms = self._clock.now_ms()
+        arguments = ("" if now_ms is None else now_ms, self._offline_after_ms, _LISTED_CLONES)
+        with unavailable():
+            reply = await run(self._client, Call(load("load"), self._keys.prefix, arguments))
+        return IntakeLoad(
+            unapplied=reply[0],
+            agents=reply[1],
+            cloned=frozenset(AgentId(agent_id.decode()) for agent_id in reply[2:]),
+        )
 
     async def append(self, heartbeats: Sequence[Heartbeat]) -> list[StreamId]:
         entry_id = await self._entry_id()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from app.models.agent import AgentFilter, AgentHistory, AgentPage, RecordedState, RegisteredAgent
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.heartbeat import Heartbeat
@@ -33,12 +35,28 @@ class CapacityIndex(Protocol):
         ...
 
 
+class IntakeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How the log and the fleet stand.
+
+    Attributes:
+        unapplied: entries that the index group has yet to apply.
+        agents: agents that are not offline.
+        cloned: agents that were seen from two machines within the last `offline_after_s`.
+    """
+
+    unapplied: int = 0
+    agents: int = 0
+    cloned: frozenset[AgentId] = frozenset()
+
+
 class HeartbeatLog(Protocol):
     """The stream, from the producers' side. May raise IndexUnavailableError or BacklogFullError."""
 
     async def append(self, heartbeats: Sequence[Heartbeat]) -> list[StreamId]:
         """Returns once the stream has all of them, in the order given."""
         ...
+
+    async def load(self) -> IntakeLoad: ...
 
 
 class CapacityRecord(Protocol):

@@ -45,10 +45,10 @@ while at <= #ARGV do
         end
         if old[7] ~= status then
             if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
-            append_transition(agent_id, status, 'heartbeat', id, note_change(key, old[8]))
+            append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, old[8]))
         end
     elseif outcome == 'cloned' then
-        redis.call('HSET', key, 'cloned_ms', string.format('%.0f', now))
+        redis.call('ZADD', prefix .. ':cloned', now, agent_id)
     end
     outcomes[#outcomes + 1] = outcome
 end

@@ -23,7 +23,7 @@ for i = 1, #found, 2 do
     if fields[1] then
         redis.call('HSET', key, 'status', 'offline')
         redis.call('ZADD', offline_key, found[i + 1], agent_id)
-        append_transition(agent_id, 'offline', 'silent', fields[1], note_change(key, fields[2]))
+        append_transition(agent_id, 'offline', 'silent', fields[1], note_change(agent_id, fields[2]))
     end
 end
 local declared = #found / 2

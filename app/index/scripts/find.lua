@@ -3,7 +3,8 @@
 -- there may be more.
 --
 -- KEYS[1]  prefix of the shard
--- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms   3 the epoch that the caller trusts
+-- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms, empty: as published
+--          3 the epoch that the caller trusts
 --          4 agent type   5 pool (encoded, empty for any)   6 min free VRAM   7 min free cores
 --          8 limit   9, 10 free VRAM and id of the last row of the slice before, empty for the first
 --          11 GPU type, empty for any   12 min free memory (GB), empty for any   13 max age in ms, empty for any
@@ -11,27 +12,19 @@
 -- Result   {'epoch', the epoch in force or ''} when it is not the caller's, else
 --          {'ok', more (0, 1), agents that were silent, total or -1, last VRAM, last id of those looked at,
 --           id, seen, document, id, seen, document, …}
---!include common ladder horizon
+--!include common settings ladder sets horizon
 
 local epoch = redis.call('GET', prefix .. ':epoch')
 if epoch ~= ARGV[3] then return {'epoch', epoch or ''} end
 
-local fresh = freshness(tonumber(ARGV[2]))
-local scope = prefix .. ':' .. ARGV[4]
-if ARGV[5] ~= '' then scope = scope .. ':pool:' .. ARGV[5] end
+local fresh = freshness(offline_after(ARGV[2]))
 local min_vram, limit, slice = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[14])
 local after_vram, after_id = ARGV[9], ARGV[10]
 local gpu_type, min_memory, max_age_ms = ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13])
 local filtered = gpu_type ~= '' or min_memory
 
-local keys = {}
-for _, name in ipairs(covering(tonumber(ARGV[7]))) do keys[#keys + 1] = scope .. ':vram:cores:' .. name end
-
-local total = -1
-if ARGV[15] == '1' then
-    total = 0
-    for _, key in ipairs(keys) do total = total + redis.call('ZCOUNT', key, min_vram, '+inf') end
-end
+local keys = sets_with(ARGV[4], ARGV[5], tonumber(ARGV[7]))
+local total = ARGV[15] == '1' and count_in(keys, min_vram) or -1
 
 -- The rank below the last row of the slice before. Bisects ranks among equal scores: skipping over them one
 -- by one would walk a whole fleet of equal machines.

@@ -1,0 +1,103 @@
+"""Taking heartbeats in: refuse when too many wait, append, and say when to come again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from app.errors import BacklogFullError
+from app.models.heartbeat import Heartbeat
+from app.models.identity import AgentId, StreamId
+from app.service.ports import HeartbeatLog, IntakeLoad
+
+_LOOK_EVERY_S: Final = 0.5
+_JITTER: Final = 0.1
+_LONGEST_SHARE: Final = 0.45
+"""Of `offline_after_s`: an agent that is asked for less often would look silent after one lost heartbeat."""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the heartbeats.
+
+    Attributes:
+        stream_ids: in the order given; each is in the log.
+        next_heartbeat_s: when the sender is to report again.
+        cloned: those of the senders whose id was lately seen from two machines.
+    """
+
+    stream_ids: list[StreamId]
+    next_heartbeat_s: float
+    cloned: frozenset[AgentId]
+
+
+class HeartbeatIntake:
+    """Accepts heartbeats for as long as the index keeps up.
+
+    Args:
+        log: the stream.
+        interval_s: how often an agent of a fleet of ordinary size is to report.
+        offline_after_s: the silence after which it is offline.
+        target_per_s: what the whole fleet is spread out to.
+        max_backlog: entries that may wait for the index before heartbeats are refused.
+    """
+
+    def __init__(
+        self,
+        log: HeartbeatLog,
+        *,
+        interval_s: float,
+        offline_after_s: float,
+        target_per_s: float,
+        max_backlog: int,
+    ) -> None:
+        self._log = log
+        self._interval_s = interval_s
+        self._longest_s = max(interval_s, offline_after_s * _LONGEST_SHARE)
+        self._target_per_s = target_per_s
+        self._max_backlog = max_backlog
+        self._load = IntakeLoad()
+        self._looked_at = -_LOOK_EVERY_S
+        self._accepted_since_look = 0
+        self._rate_per_s = 0.0
+
+    async def accept(self, heartbeats: Sequence[Heartbeat]) -> Receipt:
+        """Returns once the log has all of them.
+
+        Raises:
+            BacklogFullError: too many wait already; come again after `retry_after_s`.
+            IndexUnavailableError: Redis cannot take them.
+        """
+        await self._look()
+        if self._load.unapplied >= self._max_backlog:
+            # Spread like the fleet itself, or all that were refused come back together.
+            raise BacklogFullError(retry_after_s=round(random.uniform(0.5, 1.0) * self._spread_s(), 1))  # noqa: S311
+        stream_ids = await self._log.append(heartbeats)
+        self._accepted_since_look += len(heartbeats)
+        cloned = self._load.cloned
+        return Receipt(
+            stream_ids=stream_ids,
+            next_heartbeat_s=self._next_s(),
+            cloned=frozenset(one.agent_id for one in heartbeats if one.agent_id in cloned) if cloned else cloned,
+        )
+
+    def _spread_s(self) -> float:
+        return min(self._longest_s, max(self._interval_s, self._load.agents / self._target_per_s))
+
+    def _next_s(self) -> float:
+        """Jittered; widely so while more come in than the target, so that a fleet that returns at once spreads."""
+        widest = 0.5 if self._rate_per_s > self._target_per_s else 1.0 - _JITTER
+        return round(random.uniform(widest, 1.0 + _JITTER) * self._spread_s(), 3)  # noqa: S311  # spread, no secret
+
+    async def _look(self) -> None:
+        now = time.monotonic()
+        elapsed_s = now - self._looked_at
+        if elapsed_s < _LOOK_EVERY_S:
+            return
+        # Set before the await: requests that come in meanwhile go on with what is known.
+        self._rate_per_s = self._accepted_since_look / elapsed_s
+        self._looked_at, self._accepted_since_look = now, 0
+        self._load = await self._log.load()
