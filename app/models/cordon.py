@@ -1,0 +1,22 @@
+"""An operator's "place nothing here"."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+
+class Cordon(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes.
+
+    reason: why, for people.
+    actor: who asked for it.
+    since: when it was set, by Redis's clock.
+    expires_at: when it ends by itself; None when only an operator ends it.
+    """
+
+    reason: str
+    actor: str
+    since: datetime
+    expires_at: datetime | None = None

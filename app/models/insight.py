@@ -1,0 +1,82 @@
+"""Answers about a whole fleet: why nothing fits, how much fits, what there is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.models.capacity import GpuType
+from app.models.identity import AgentId
+
+
+class Miss(msgspec.Struct, frozen=True, kw_only=True):
+    """A near miss and exactly what it lacks; 0 for what it has enough of."""
+
+    agent_id: AgentId
+    pool_name: str
+    gpu_vram_available_gb: float
+    cpu_cores_available: int
+    lacks_gpu_vram_gb: float = 0.0
+    lacks_cpu_cores: int = 0
+    lacks_memory_gb: float = 0.0
+    wrong_gpu_type: bool = False
+
+
+class Hidden(msgspec.Struct, frozen=True, kw_only=True):
+    """Agents that have enough but that no search may return."""
+
+    silent: int = 0
+    busy: int = 0
+    cordoned: int = 0
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a search finds what it finds.
+
+    Attributes:
+        agents: placeable agents of the type (and pool) that was asked for.
+        fitting: those that fit.
+        failing: agents by exactly what they fail, as in {"gpu_vram": 3, "gpu_vram+cpu_cores": 1}.
+        nearest: at most 10 misses, those that lack least first.
+        hidden: agents that would fit but are silent, busy or cordoned.
+        possible: False when no machine of that type and pool is big enough even when idle; None when some
+            machine does not say how big it is.
+    """
+
+    agents: int
+    fitting: int
+    failing: dict[str, int]
+    nearest: list[Miss]
+    hidden: Hidden
+    possible: bool | None
+
+
+class Fit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of one size fit now.
+
+    Attributes:
+        tasks: in all, each on one agent, as many on each as it has room for.
+        agents: that take at least one.
+        fragmentation: share of the free VRAM (of free cores for a task without VRAM) of placeable agents that
+            no such task can use, 0.0 to 1.0; docs/http.md gives formula and source.
+    """
+
+    tasks: int
+    agents: int
+    fragmentation: float
+
+
+class PoolTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals of one pool and GPU type; free figures count placeable agents only."""
+
+    agent_type: str
+    pool_name: str
+    gpu_type: GpuType
+    online: int = 0
+    busy: int = 0
+    offline: int = 0
+    cordoned: int = 0
+    placeable: int = 0
+    gpu_vram_available_gb: float = 0.0
+    gpu_vram_total_gb: float = 0.0
+    cpu_cores_available: int = 0
+    cpu_cores_physical: int = 0
