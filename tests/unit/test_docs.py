@@ -20,6 +20,7 @@ from app.index.keys import Keys
 from app.record.tables import metadata
 from app.settings import Settings
 from tests.doc_tables import TABLES, with_table
+from workers.host_agent.config import ENV_PREFIX, Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -48,7 +49,7 @@ def test_every_setting_is_documented() -> None:
 def test_no_page_names_a_setting_that_does_not_exist() -> None:
     sources = [*PAGES, ROOT / "docker-compose.yml", ROOT / "Dockerfile"]
     named = {name for path in sources for name in re.findall(r"HEADROOM_[A-Z0-9_]*[A-Z0-9]", path.read_text())}
-    assert named <= SETTINGS
+    assert named <= SETTINGS | {f"{ENV_PREFIX}{name.upper()}" for name in Config.__struct_fields__}
 
 
 def test_every_metric_is_documented() -> None:
@@ -61,6 +62,26 @@ def test_every_metric_is_documented() -> None:
     assert shown
     assert not {name for name in shown if f"| `{name}` |" not in text}
     assert set(re.findall(r"headroom_[a-z_]+[a-z]", text)) <= shown
+
+
+def test_the_log_lines_to_watch_for_are_written_somewhere() -> None:
+    source = "".join(
+        path.read_text(encoding="utf-8") for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py")
+    )
+    lines = re.findall(r"^\| `([A-Z][^`]+)` \|", page("operations.md"), re.MULTILINE)
+    assert len(lines) >= 5
+    assert not {line for line in lines if line not in source}
+
+
+def test_every_loop_is_documented() -> None:
+    names = re.findall(
+        r'^    name = "([\w-]+)"$',
+        "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workers").glob("*.py")),
+        re.MULTILINE,
+    )
+    row = re.search(r"^\| `loop` \|.*$", page("metrics.md"), re.MULTILINE)
+    assert row is not None
+    assert not {name for name in names if f"`{name}`" not in row[0]}
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:
