@@ -4,5 +4,6 @@
 local function offline_after(given)
     if given ~= '' then return tonumber(given) end
     local published = redis.call('GET', prefix .. ':offline-after')
-    return tonumber(assert(published, 'INDEX_REBUILDING nobody has published offline-after'))
+    if not published then error('INDEX_REBUILDING nobody has published offline-after') end
+    return tonumber(published)
 end
