@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from app.index.upkeep import SWEEP_SLICE
+from app.index.lookup import SWEEP_SLICE
 from app.telemetry import MASS_SILENCE, SWEPT, logger
 
 if TYPE_CHECKING:

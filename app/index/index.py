@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-import msgspec
 import redis.asyncio as aredis
 
 from app.errors import IndexRebuildingError
@@ -14,22 +12,13 @@ from app.index.connect import unavailable
 from app.index.epoch import EpochGuard
 from app.index.execute import run
 from app.index.keys import Keys
-from app.index.lookup import Slice, find_call, get_call, parse_find, parse_get
-from app.index.placement import read_row
+from app.index.lookup import Lookups, Steps, Trusting
 from app.index.scripts import Call, load
-from app.index.upkeep import sweep_call
-from app.models.capacity import (
-    AgentCapacity,
-    AvailableCapacity,
-    CapacityPage,
-    CapacityQuery,
-    Cursor,
-)
+from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.identity import AgentId, StreamId
 from app.telemetry import MALFORMED_AGENTS, logger
 
-_SILENT_BOUND: Final = 32
-"""A lookup that meets more silent agents than this sweeps a slice of them out of the way."""
+T = TypeVar("T")
 
 _TOMBSTONE_MS: Final = 3_600_000
 
@@ -52,46 +41,13 @@ class RedisIndex:
         self._keys = keys
         self._epochs = epochs
         self._clock = clock
-        self._offline_after_ms = round(offline_after_s * 1000)
+        self._lookups = Lookups(keys, clock, offline_after_ms=round(offline_after_s * 1000), skip=_skip)
 
     async def find(self, query: CapacityQuery) -> CapacityPage:
-        agents: list[AvailableCapacity] = []
-        listed: set[AgentId] = set()
-        total: int | None = None
-        after, more, counted = query.after, True, not query.counted
-        silent = 0
-        with unavailable():
-            while more and len(agents) < query.limit:
-                found = await self._slice(
-                    query, query.limit - len(agents), after, with_total=not counted, wide=silent > 0
-                )
-                if not counted:
-                    total, counted = found.total, True
-                for agent_id, seen_ms, document in found.rows:
-                    row = self._read(agent_id, query.agent_type, document, seen_ms)
-                    # An agent whose figures fell between two slices would be listed a second time.
-                    if row is not None and row.agent_id not in listed:
-                        listed.add(row.agent_id)
-                        agents.append(row)
-                silent += found.silent
-                if silent > _SILENT_BOUND:
-                    await run(self._client, sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms))
-                after, more = found.last, found.more
-        return CapacityPage(agents=agents, more=more, total=total)
+        return await self._run(self._lookups.find(query, with_total=query.counted))
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
-        now_ms = self._clock.now_ms()
-        with unavailable():
-            reply = await self._trusting(
-                lambda epoch: get_call(
-                    self._keys, agent_id, epoch=epoch, now_ms=now_ms, offline_after_ms=self._offline_after_ms
-                )
-            )
-        try:
-            return parse_get(agent_id, reply)
-        except (msgspec.ValidationError, ValueError):
-            self._skip(agent_id)
-            return parse_get(agent_id, [*reply[:4], *[None] * (len(reply) - 4)])
+        return await self._run(self._lookups.get(agent_id))
 
     async def forget(self, agent_id: AgentId) -> StreamId | None:
         now_ms = self._clock.now_ms()
@@ -107,26 +63,18 @@ class RedisIndex:
                 self._epochs.reconnected()
                 await self._epochs.trusted()
 
-    async def _slice(
-        self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool, wide: bool
-    ) -> Slice:
-        return parse_find(
-            await self._trusting(
-                lambda epoch: find_call(
-                    self._keys,
-                    query,
-                    epoch=epoch,
-                    now_ms=self._clock.now_ms(),
-                    offline_after_ms=self._offline_after_ms,
-                    limit=limit,
-                    after=after,
-                    with_total=with_total,
-                    wide=wide,
-                )
-            )
-        )
+    async def _run(self, steps: Steps[T]) -> T:
+        reply: Any = None
+        with unavailable():
+            try:
+                while True:
+                    step = steps.send(reply)
+                    reply = await (run(self._client, step) if isinstance(step, Call) else self._trusting(step))
+            except StopIteration as end:
+                result: T = end.value
+                return result
 
-    async def _trusting(self, make_call: Callable[[str], Call]) -> list[Any]:
+    async def _trusting(self, make_call: Trusting) -> list[Any]:
         """Runs a lookup that names the epoch it trusts; a new epoch is learnt and the lookup repeated once."""
         for _ in range(2):
             reply: list[Any] = await run(self._client, make_call(await self._epochs.trusted()))
@@ -135,15 +83,7 @@ class RedisIndex:
             await self._epochs.learn(reply[1])
         raise IndexRebuildingError
 
-    @staticmethod
-    def _read(agent_id: AgentId, agent_type: str, document: bytes, seen_ms: int) -> AvailableCapacity | None:
-        try:
-            return read_row(agent_id, agent_type, document, seen_ms)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            RedisIndex._skip(agent_id)
-            return None
 
-    @staticmethod
-    def _skip(agent_id: AgentId) -> None:
-        MALFORMED_AGENTS.labels(source="index").inc()
-        _log.warning("Skipped the metrics of an agent that cannot be read", agent_id=agent_id)
+def _skip(agent_id: AgentId) -> None:
+    MALFORMED_AGENTS.labels(source="index").inc()
+    _log.warning("Skipped the metrics of an agent that cannot be read", agent_id=agent_id)

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from app.index.clock import IndexClock
 from app.index.keys import Keys, encode_pool
-from app.index.placement import RESOURCE_FIELDS, from_ms
-from app.index.scripts import Call, load
-from app.models.capacity import AgentCapacity, AgentStatus, CapacityQuery, Cursor, Resources
+from app.index.placement import RESOURCE_FIELDS, from_ms, read_row
+from app.index.scripts import Argument, Call, load
+from app.models.capacity import (
+    AgentCapacity,
+    AgentStatus,
+    AvailableCapacity,
+    CapacityPage,
+    CapacityQuery,
+    Cursor,
+    Resources,
+)
 from app.models.identity import AgentId
+
+T = TypeVar("T")
+
+Trusting = Callable[[str], Call]
+"""A call that names the epoch it trusts; whoever runs it knows which, and repeats it once for a newer one."""
+
+Steps = Generator[Trusting | Call, Any, T]
+"""A lookup as the calls it makes: send it their replies. A plain call tidies up, and may be left out."""
 
 SLICE: Final = 128
 """Most agents of one set that a single script call looks at: about a millisecond of Redis's time."""
+
+SWEEP_SLICE: Final = 20
+"""Agents per script call that takes agents out or drops them."""
+
+_SILENT_BOUND: Final = 32
+"""A lookup that meets more silent agents than this sweeps a slice of them out of the way."""
 
 
 class Slice(msgspec.Struct, frozen=True):
@@ -33,7 +56,7 @@ def find_call(
     *,
     epoch: str,
     now_ms: int | None,
-    offline_after_ms: int,
+    offline_after_ms: int | None,
     limit: int,
     after: Cursor | None,
     with_total: bool,
@@ -41,8 +64,9 @@ def find_call(
 ) -> Call:
     """One slice of a search.
 
-    A `wide` one looks at SLICE agents for however few it returns: for a search whose candidates are being
-    passed over, because they are silent or a filter that the sets do not know refuses them.
+    An `offline_after_ms` of None leaves it to what the workers published. A `wide` one looks at SLICE agents for
+    however few it returns: for a search whose candidates are being passed over, because they are silent or a
+    filter that the sets do not know refuses them.
     """
     filtered = query.gpu_type is not None or query.min_memory_gb > 0 or query.max_age_s is not None
     limit = min(limit, SLICE)
@@ -50,8 +74,7 @@ def find_call(
         load("find"),
         keys.prefix,
         (
-            "" if now_ms is None else now_ms,
-            offline_after_ms,
+            *_times(now_ms, offline_after_ms),
             epoch,
             query.agent_type,
             "" if query.pool_name is None else encode_pool(query.pool_name),
@@ -83,12 +106,10 @@ def parse_find(reply: list[Any]) -> Slice:
     )
 
 
-def get_call(keys: Keys, agent_id: AgentId, *, epoch: str, now_ms: int | None, offline_after_ms: int) -> Call:
-    return Call(
-        load("get"),
-        keys.prefix,
-        ("" if now_ms is None else now_ms, offline_after_ms, epoch, agent_id, *RESOURCE_FIELDS),
-    )
+def get_call(
+    keys: Keys, agent_id: AgentId, *, epoch: str, now_ms: int | None, offline_after_ms: int | None
+) -> Call:
+    return Call(load("get"), keys.prefix, (*_times(now_ms, offline_after_ms), epoch, agent_id, *RESOURCE_FIELDS))
 
 
 def parse_get(agent_id: AgentId, reply: Sequence[Any]) -> AgentCapacity | None:
@@ -105,3 +126,117 @@ def parse_get(agent_id: AgentId, reply: Sequence[Any]) -> AgentCapacity | None:
         timestamp=from_ms(int(float(reply[1]))),
         **msgspec.structs.asdict(resources),
     )
+
+
+def count_call(keys: Keys, query: CapacityQuery, *, epoch: str) -> Call:
+    """How many fit, by thresholds and pool alone: no other filter is known to the sets."""
+    return Call(
+        load("count"),
+        keys.prefix,
+        (
+            *_times(None, None),
+            epoch,
+            query.agent_type,
+            "" if query.pool_name is None else encode_pool(query.pool_name),
+            repr(query.min_gpu_vram_gb),
+            query.min_cpu_cores,
+        ),
+    )
+
+
+def sweep_call(keys: Keys, now_ms: int | None, offline_after_ms: int | None) -> Call:
+    return Call(load("sweep"), keys.prefix, (*_times(now_ms, offline_after_ms), SWEEP_SLICE))
+
+
+class Lookups:
+    """The lookups of one shard as steps, for whoever runs them, blocking or not.
+
+    Args:
+        keys: of the shard.
+        clock: what time it is; the server's own in production.
+        offline_after_ms: None leaves it to what the workers published.
+        skip: told of every agent whose state cannot be read.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        clock: IndexClock,
+        *,
+        offline_after_ms: int | None,
+        skip: Callable[[AgentId], None],
+    ) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._offline_after_ms = offline_after_ms
+        self._skip = skip
+
+    def find(self, query: CapacityQuery, *, with_total: bool) -> Steps[CapacityPage]:
+        """Everything that fits, up to the limit, slice by slice; never short because of silent agents."""
+        agents: list[AvailableCapacity] = []
+        listed: set[AgentId] = set()
+        total: int | None = None
+        after, more, silent = query.after, True, 0
+        while more and len(agents) < query.limit:
+            found = yield from self._slice(
+                query, query.limit - len(agents), after, with_total=with_total and total is None, wide=silent > 0
+            )
+            total = found.total if total is None else total
+            for agent_id, seen_ms, document in found.rows:
+                # An agent whose figures fell between two slices would be listed a second time.
+                if agent_id in listed:
+                    continue
+                try:
+                    agents.append(read_row(agent_id, query.agent_type, document, seen_ms))
+                    listed.add(agent_id)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    self._skip(agent_id)
+            silent += found.silent
+            if silent > _SILENT_BOUND:
+                yield sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms)
+            after, more = found.last, found.more
+        return CapacityPage(agents=agents, more=more, total=total)
+
+    def get(self, agent_id: AgentId) -> Steps[AgentCapacity | None]:
+        """None for an unknown agent; one whose metrics cannot be read has nothing free."""
+        reply = yield lambda epoch: get_call(
+            self._keys,
+            agent_id,
+            epoch=epoch,
+            now_ms=self._clock.now_ms(),
+            offline_after_ms=self._offline_after_ms,
+        )
+        try:
+            return parse_get(agent_id, reply)
+        except (msgspec.ValidationError, ValueError):
+            self._skip(agent_id)
+            return parse_get(agent_id, [*reply[:4], *[None] * (len(reply) - 4)])
+
+    def count(self, query: CapacityQuery) -> Steps[int]:
+        """How many fit; with a filter that the sets do not know, they are found one by one."""
+        if not query.counted:
+            page = yield from self.find(query, with_total=False)
+            return len(page.agents)
+        reply = yield lambda epoch: count_call(self._keys, query, epoch=epoch)
+        return int(reply[1])
+
+    def _slice(
+        self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool, wide: bool
+    ) -> Steps[Slice]:
+        reply = yield lambda epoch: find_call(
+            self._keys,
+            query,
+            epoch=epoch,
+            now_ms=self._clock.now_ms(),
+            offline_after_ms=self._offline_after_ms,
+            limit=limit,
+            after=after,
+            with_total=with_total,
+            wide=wide,
+        )
+        return parse_find(reply)
+
+
+def _times(now_ms: int | None, offline_after_ms: int | None) -> tuple[Argument, Argument]:
+    """The first two arguments of most scripts; empty ones leave it to the server."""
+    return "" if now_ms is None else now_ms, "" if offline_after_ms is None else offline_after_ms

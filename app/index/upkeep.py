@@ -14,6 +14,7 @@ from app.index.connect import command, unavailable
 from app.index.epoch import Epoch, EpochGuard
 from app.index.execute import run, run_all
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
+from app.index.lookup import SWEEP_SLICE, sweep_call
 from app.index.placement import State, apply_arguments, restore_arguments
 from app.index.scripts import Argument, Call, load
 from app.index.stream import ensure_group
@@ -26,9 +27,6 @@ T = TypeVar("T")
 
 APPLY_SLICE: Final = 16
 """Heartbeats per script call: about 2 ms of Redis's time when every value of every agent changed."""
-
-SWEEP_SLICE: Final = 20
-"""Agents per script call that takes agents out or drops them."""
 
 BRAKED_FLEET: Final = 100
 """Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
@@ -46,10 +44,6 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     agents: int
     more: bool
     braked: bool
-
-
-def sweep_call(keys: Keys, now_ms: int | None, offline_after_ms: int) -> Call:
-    return Call(load("sweep"), keys.prefix, ("" if now_ms is None else now_ms, offline_after_ms, SWEEP_SLICE))
 
 
 class Upkeep:
