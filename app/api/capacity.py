@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.answers import NO_STORE, answer, next_link
-from app.api.cursor import decode_cursor, encode_cursor
+from app.api.cursor import CURSOR_PATTERN, decode_cursor, encode_cursor
 from app.api.documents import AvailableCapacityDocument, iso
 from app.api.fields import MAX_POOL_NAME
 from app.api.query import Parameter, choice, number, read_query, text, whole
@@ -30,7 +30,7 @@ FIND_PARAMETERS: Final = (
         name="cursor",
         description="From the `Link` header of the page before.",
         read=decode_cursor,
-        schema={"type": "string", "maxLength": 64},
+        schema={"type": "string", "pattern": CURSOR_PATTERN},
     ),
 )
 

@@ -16,6 +16,9 @@ from app.models.identity import AgentId
 _LAYOUT: Final = struct.Struct(">Bd16s")
 _VERSION: Final = 1
 
+CURSOR_PATTERN: Final = "^A[Q-X][A-Za-z0-9_-]{31}[AQgw]$"
+"""What the layout looks like in base64: the version's bits first, and no bits left over at the end."""
+
 
 def encode_cursor(cursor: Cursor) -> str:
     packed = _LAYOUT.pack(_VERSION, cursor.gpu_vram_available_gb, UUID(cursor.agent_id).bytes)

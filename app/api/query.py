@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.requests import Request
 
-from app.api.fields import FieldFaultError, check_length, check_text
+from app.api.fields import TEXT_PATTERN, FieldFaultError, check_length, check_text
 from app.api.problems import FieldError, InvalidParametersError
 from app.errors import InvalidAgentIdError
 from app.models.identity import parse_agent_id
@@ -98,9 +98,8 @@ def text(
             raise FieldFaultError("pattern", f"Must match {pattern}")
         return value
 
-    schema: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": longest}
-    if pattern is not None:
-        schema["pattern"] = f"^{pattern}$"
+    shown = TEXT_PATTERN if pattern is None else f"^{pattern}$"
+    schema = {"type": "string", "minLength": 1, "maxLength": longest, "pattern": shown}
     return _parameter(name, description, read, schema, default)
 
 

@@ -18,12 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from app.api.fields import MAX_HOSTNAME, MAX_POOL_NAME, TEXT_PATTERN, FieldFaultError, check_text
 from app.api.problems import FieldError, InvalidBodyError
@@ -100,12 +102,24 @@ def _agent_id(value: Any) -> Any:
         raise PydanticCustomError("type", "Must be a UUID") from None
 
 
+class _Described:
+    """Adds to a field's JSON schema what its own validator checks."""
+
+    def __init__(self, **keywords: Any) -> None:
+        self._keywords = keywords
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(core_schema), **self._keywords}
+
+
 Cores = Annotated[int, Field(ge=0, le=MAX_CORES), BeforeValidator(_whole)]
 Amount = Annotated[float, Field(ge=0, le=MAX_GB), AfterValidator(_unsigned_zero)]
 Load = Annotated[float, Field(ge=0, le=MAX_LOAD), AfterValidator(_unsigned_zero)]
 CpuPercent = Annotated[float, Field(ge=0, le=MAX_CPU_PERCENT), AfterValidator(_unsigned_zero)]
 Percent = Annotated[float, Field(ge=0, le=100), AfterValidator(_unsigned_zero)]
-PlainText = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"pattern": TEXT_PATTERN})]
+PlainText = Annotated[str, AfterValidator(_text), _Described(pattern=TEXT_PATTERN)]
 Sequential = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)]
 Uuid = Annotated[AgentId, BeforeValidator(_agent_id), WithJsonSchema({"type": "string", "format": "uuid"})]
 SentAt = Annotated[
@@ -191,6 +205,10 @@ class RunningClaimIn(_In):
 
 class HeartbeatIn(_In):
     """One report. Only `resource_metrics` is required, and may be null or empty."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"dependentRequired": {"boot_id": ["seq"], "seq": ["boot_id"]}},
+    )
 
     agent_id: Annotated[Uuid | None, Field(description="If sent, the same as in the path.")] = None
     agent_type: Annotated[str, Field(pattern=f"^{AGENT_TYPE_PATTERN}$")] = DEFAULT_AGENT_TYPE
