@@ -62,10 +62,10 @@ class Headroom:
         with self.client as client:
             return client.post(path, json=body)
 
-    def until_ready(self, url: str = "", *, timeout_s: float = 60) -> Self:
-        """Returns once /readyz says so; `url` where the process does not print it itself."""
-        wait_until(lambda: url or self._printed_url() or self.ended, timeout_s=timeout_s, what="an address")
-        self.url = url or self._printed_url()
+    def until_ready(self, *, timeout_s: float = 60) -> Self:
+        """Returns once /readyz of the printed address says so."""
+        wait_until(lambda: self._printed_url() or self.ended, timeout_s=timeout_s, what="an address")
+        self.url = self._printed_url()
         wait_until(lambda: self.ended or self._ready(), timeout_s=timeout_s, what=f"/readyz of {self.output}")
         assert not self.ended, self.output
         return self
@@ -128,7 +128,7 @@ class Headroom:
         self._output.unlink(missing_ok=True)
 
     def _printed_url(self) -> str:
-        found = re.search(r"^  API +(http://\S+)$", self.output, re.MULTILINE)
+        found = re.search(r"(?:^  API +|The API listens.*url=)(http://[\w.:\[\]]+)$", self.output, re.MULTILINE)
         return found[1] if found else ""
 
     def _ready(self) -> bool:
