@@ -32,8 +32,13 @@ class Rebuild:
         self._upkeep = upkeep
         self._record = record
         self._holder = holder
+        self._published = False
 
     async def run_once(self) -> None:
+        if not self._published:
+            # The index of another version, or of other settings, may be whole.
+            await self._upkeep.publish()
+            self._published = True
         if await self._upkeep.current_epoch() is None and await self._lease():
             await self.rebuild()
         await asyncio.sleep(_EVERY_S)

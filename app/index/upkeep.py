@@ -8,20 +8,24 @@ from typing import Final, TypeVar
 
 import msgspec
 import redis.asyncio as aredis
+from redis.exceptions import ResponseError
 
 from app.index.clock import IndexClock
-from app.index.connect import command, unavailable
+from app.index.connect import command, is_not_now, unavailable
 from app.index.epoch import Epoch, EpochGuard
 from app.index.execute import run, run_all
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
 from app.index.lookup import SWEEP_SLICE, sweep_call
 from app.index.placement import State, apply_arguments, restore_arguments
-from app.index.scripts import Argument, Call, load
+from app.index.scripts import Argument, Call, library, load
 from app.index.stream import ensure_group
 from app.models.agent import RecordedState
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from app.models.order import Outcome
+from app.telemetry import logger
+
+_log = logger(__name__)
 
 T = TypeVar("T")
 
@@ -142,12 +146,25 @@ class Upkeep:
             if found is not None and found.layout != LAYOUT:
                 await self._wipe()
             await self._client.set(self._keys.rebuild, marker)
+            await self.publish()
             for group in (GROUP_INDEX, GROUP_RECORD):
                 await ensure_group(self._client, self._keys.heartbeats, group)
             if greatest_recorded is not None:
                 info = await self._client.xinfo_stream(self._keys.heartbeats)
                 if StreamId.parse(info["last-generated-id"]) < greatest_recorded:
                     await command(self._client, "XSETID", self._keys.heartbeats, str(greatest_recorded))
+
+    async def publish(self) -> None:
+        """Lets those read the index who have no settings: planners' clients, and people with redis-cli."""
+        with unavailable():
+            await self._client.set(self._keys.offline_after, self._offline_after_ms)
+            try:
+                await self._client.function_load(library(), replace=True)
+            except ResponseError as error:
+                if is_not_now(error):
+                    raise
+                # An old server, or a user who may not: people with redis-cli still have the sorted sets.
+                _log.warning("This server takes no function library", reason=str(error))
 
     async def restore(self, states: Sequence[RecordedState]) -> int:
         """Puts recorded agents back where the index knows nothing newer; returns how many."""
