@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-MAX_POOL_NAME: Final = 128
-MAX_HOSTNAME: Final = 255
+from app.models.capacity import MAX_POOL_NAME, NOT_TEXT
 
-# C0 and C1 controls (NUL, CR, LF among them) would forge log lines and headers; lone surrogates are no text.
+__all__ = ["MAX_HOSTNAME", "MAX_POOL_NAME", "TEXT_PATTERN", "FieldFaultError", "check_length", "check_text"]
+
+MAX_HOSTNAME: Final = 255
 TEXT_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
-"""What OpenAPI shows of it; surrogates are no text there to begin with."""
-_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What OpenAPI shows of `check_text`; surrogates are no text there to begin with."""
 
 
 class FieldFaultError(ValueError):
@@ -24,7 +23,8 @@ class FieldFaultError(ValueError):
 
 
 def check_text(value: str) -> str:
-    if _NOT_TEXT.search(value):
+    """Controls (NUL, CR, LF among them) would forge log lines and headers; lone surrogates are no text."""
+    if NOT_TEXT.search(value):
         raise FieldFaultError("not_text", "Control characters and lone surrogates are not allowed")
     return value
 

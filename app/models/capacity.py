@@ -148,7 +148,7 @@ class CapacityPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _AGENT_TYPE: Final = re.compile(AGENT_TYPE_PATTERN)
-_NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_query(query: CapacityQuery) -> None:
@@ -168,7 +168,7 @@ def check_query(query: CapacityQuery) -> None:
     if not isinstance(query.agent_type, str) or not _AGENT_TYPE.fullmatch(query.agent_type):
         raise InvalidQueryError(f"agent_type matches {AGENT_TYPE_PATTERN}")
     if pool_name is not None and (
-        not isinstance(pool_name, str) or not 1 <= len(pool_name) <= MAX_POOL_NAME or _NOT_TEXT.search(pool_name)
+        not isinstance(pool_name, str) or not 1 <= len(pool_name) <= MAX_POOL_NAME or NOT_TEXT.search(pool_name)
     ):
         raise InvalidQueryError("pool_name is text of 1 to 128 characters, none of them a control character")
     if query.gpu_type is not None and not isinstance(query.gpu_type, GpuType):
