@@ -1,0 +1,183 @@
+"""`scripts/bench`: chooses what to measure, runs it on servers of its own, prints and writes what came out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from app.record import migrate
+from tests.bench import report
+from tests.bench.filling import filling_pool
+from tests.bench.fleets import FLEETS, make_fleet
+from tests.bench.lookups import Effort, Grounds, measure_cell
+from tests.bench.machine import describe
+from tests.bench.oracle import WrongAnswerError
+from tests.bench.peers import SERVER, Postgres
+from tests.bench.programs import api, environment_for
+from tests.bench.questions import QUESTIONS
+from tests.bench.results import Results
+from tests.servers import start_postgres, start_valkey
+
+SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
+MILLION_FLEETS: Final = ("mixed", "unlucky")
+
+_QUICK_SIZE: Final = 10_000
+_QUICK: Final = Effort(rounds=2, block_s=0.01, load_rounds=1, load_s=0.3)
+_SMALL: Final = Effort(rounds=4, block_s=0.02, load_rounds=2, load_s=1.5)
+_WHOLE: Final = Effort(rounds=7, block_s=0.03, load_rounds=4, load_s=2.5)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ends with 0, 1 (a wrong answer) or 130 (Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        results = run(options, console)
+    except WrongAnswerError as wrong:
+        console.print(f"[bold red]Wrong answer:[/] {wrong}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    report.print_results(results, console)
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    return 0
+
+
+def run(options: argparse.Namespace, console: Console) -> Results:
+    started = time.monotonic()
+    cells = _cells(options)
+    with ExitStack() as closing:
+        progress = closing.enter_context(_progress(console))
+        task = progress.add_task("starting servers", total=len(cells))
+        grounds = closing.enter_context(_grounds())
+        results = Results(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            whole=False,
+            machine=describe(grounds),
+        )
+        for name, size in cells:
+            progress.update(task, description=f"{name}, {size:,} agents")
+            cell = measure_cell(
+                grounds,
+                make_fleet(name, size),
+                _effort(options, size),
+                [question for question in QUESTIONS if not options.call or question.name in options.call],
+                tell=lambda what, name=name, size=size: progress.update(  # type: ignore[misc]  # bound on purpose
+                    task, description=f"{name}, {size:,} agents: {what}"
+                ),
+            )
+            results.lines.extend(cell.lines)
+            results.loads.extend(cell.loads)
+            results.checked += cell.checked
+            progress.advance(task)
+    results.took_s = round(time.monotonic() - started, 1)
+    return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--size", type=_sizes, help="1k, 10k, 100k, 1M, or several with commas; default: all")
+    parser.add_argument("--fleet", type=_fleets, help=f"{', '.join(FLEETS)}, or several with commas; default: all")
+    parser.add_argument(
+        "--call", type=_calls, help="top 10, top 1, count …, or several with semicolons; default: all"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    parser.add_argument("--quick", action="store_true", help="10k only, for correctness rather than times")
+    parser.add_argument("--at-rest", action="store_true", help="leave out what is measured under load")
+    return parser
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    factors = {"k": 1_000, "m": 1_000_000}
+    sizes = []
+    for part in text.lower().split(","):
+        factor = factors.get(part[-1:], 1)
+        digits = part[:-1] if factor > 1 else part
+        if not digits.isdigit() or not int(digits):
+            raise argparse.ArgumentTypeError(f"not a size: {part}")
+        sizes.append(int(digits) * factor)
+    return tuple(sizes)
+
+
+def _calls(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(";"))
+    if unknown := set(names) - {question.name for question in QUESTIONS}:
+        raise argparse.ArgumentTypeError(f"no such call: {min(unknown)}")
+    return names
+
+
+def _fleets(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(FLEETS):
+        raise argparse.ArgumentTypeError(f"no such fleet: {min(unknown)}")
+    return names
+
+
+def _cells(options: argparse.Namespace) -> list[tuple[str, int]]:
+    sizes = options.size or ((_QUICK_SIZE,) if options.quick else SIZES)
+    return [
+        (name, size)
+        for size in sizes
+        for name in options.fleet or FLEETS
+        if size <= 100_000 or options.fleet or name in MILLION_FLEETS
+    ]
+
+
+def _effort(options: argparse.Namespace, size: int) -> Effort:
+    effort = _QUICK if options.quick else _WHOLE if size >= 100_000 else _SMALL
+    return msgspec.structs.replace(effort, load_s=0.0) if options.at_rest else effort
+
+
+@contextmanager
+def _grounds() -> Iterator[Grounds]:
+    with ExitStack() as closing:
+        # Sixteen bytes of a fleet's file are worth nothing after the run: no persistence, else server defaults.
+        valkey = closing.enter_context(start_valkey())
+        server = closing.enter_context(start_postgres(config=SERVER))
+        directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="hr-bench-")))
+        record_url = f"sqlite+aiosqlite:///{directory / 'record.db'}"
+        asyncio.run(migrate(record_url))
+        environment = environment_for(valkey.url, record_url)
+        postgres = Postgres(server.url)
+        closing.callback(postgres.close)
+        port = closing.enter_context(api(environment))
+        pool = closing.enter_context(filling_pool())
+        yield Grounds(
+            valkey=valkey,
+            postgres=postgres,
+            api_port=port,
+            environment=environment,
+            pool=pool,
+            with_gist=postgres.has_btree_gist(),
+        )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        # A log file has no use for a moving bar.
+        disable=not console.is_terminal and "FORCE_COLOR" not in os.environ,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

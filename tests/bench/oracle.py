@@ -1,0 +1,159 @@
+"""What every lookup must answer: computed in plain Python from the figures, never from a store."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from copy import copy
+from typing import Final
+
+import msgspec
+
+from app.models.identity import AgentId
+from tests.bench.fleets import Figures, Fleet
+from tests.bench.questions import Answer, Question, Row
+
+ASKED_AGENTS: Final = 64
+"""How many agents the single-agent calls go round."""
+
+
+class WrongAnswerError(AssertionError):
+    """A side answered something that was never true. Ends the run: its times mean nothing."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One lookup as it was made: by whom, what, and what came back; `turn` tells which agent was asked for."""
+
+    side: str
+    question: Question
+    turn: int
+    answer: Answer
+    returned_at: float
+    exact: bool
+    """Whether ties must come in order of descending id and the whole row must be of one moment."""
+
+
+class Oracle:
+    """The fleet's state after any number of heartbeats, and its answers to the questions.
+
+    Heartbeat number n (from 0) is that of agent n modulo size. A store that applies them in order shows the state
+    after some prefix of them; `check` finds a prefix at which the answer was right.
+    """
+
+    def __init__(self, fleet: Fleet, questions: Sequence[Question]) -> None:
+        self._fleet = fleet
+        self.applied = 0
+        self.agent_ids = [fleet.agent_id(number) for number in range(fleet.size)]
+        self._numbers = {agent_id: number for number, agent_id in enumerate(self.agent_ids)}
+        self._figures = [fleet.figures(number, 0) for number in range(fleet.size)]
+        if len(self._numbers) != fleet.size:
+            raise ValueError("two agents have the same id")
+        thresholds = {(question.min_vram_gb, question.min_cores) for question in questions}
+        self._matches = {threshold: self._matching(*threshold) for threshold in thresholds}
+        self._changes = dict.fromkeys(thresholds, 0)
+        self.asked_ids = [self.agent_ids[i * fleet.size // ASKED_AGENTS] for i in range(ASKED_AGENTS)]
+
+    def fork(self) -> Oracle:
+        """Another one with the same state, for another store, which will go its own way."""
+        other = copy(self)
+        other._figures = list(self._figures)
+        other._matches = {threshold: list(matches) for threshold, matches in self._matches.items()}
+        other._changes = dict(self._changes)
+        return other
+
+    def asked_id(self, turn: int) -> str:
+        return self.asked_ids[turn % ASKED_AGENTS]
+
+    def advance(self) -> None:
+        """Applies one more heartbeat."""
+        number, beat = self.applied % self._fleet.size, self.applied // self._fleet.size + 1
+        agent_id, old, new = self.agent_ids[number], self._figures[number], self._fleet.figures(number, beat)
+        self._figures[number] = new
+        for threshold, matches in self._matches.items():
+            fitted, fit = fits(old, *threshold), fits(new, *threshold)
+            if fitted:
+                del matches[bisect_left(matches, (old.vram_gb, agent_id))]
+            if fit:
+                insort(matches, (new.vram_gb, agent_id))
+            self._changes[threshold] += fitted or fit
+        self.applied += 1
+
+    def advance_to(self, applied: int) -> None:
+        while self.applied < applied:
+            self.advance()
+
+    def answer(self, question: Question, turn: int = 0) -> Answer:
+        """The right answer now, ties by descending id."""
+        if question.kind == "one":
+            # A single agent's answer names no pool.
+            agent_id, _, vram_gb, cores, load = self._row(self.asked_id(turn))
+            return ((agent_id, "", vram_gb, cores, load),)
+        matches = self._matches[question.min_vram_gb, question.min_cores]
+        if question.kind == "count":
+            return len(matches)
+        return tuple(self._row(agent_id) for _, agent_id in reversed(matches[-question.limit :]))
+
+    def check(self, asked: Asked, *, sent: int) -> None:
+        """Goes on to the first state, from the present one up to `sent` heartbeats, in which the answer is right.
+
+        Raises:
+            WrongAnswerError: there is none.
+        """
+        while not self._right(asked):
+            before = self._stamp(asked)
+            while self._stamp(asked) == before:
+                if self.applied >= sent:
+                    raise WrongAnswerError(
+                        f"{asked.side} answered {asked.question.name} wrongly in the fleet {self._fleet.name} of "
+                        f"{self._fleet.size}: {_short(asked.answer)}; right now it were "
+                        f"{_short(self.answer(asked.question, asked.turn))}"
+                    )
+                self.advance()
+
+    def _stamp(self, asked: Asked) -> object:
+        """Differs once the answer may have changed."""
+        if asked.question.kind == "one":
+            return self._figures[self._numbers[AgentId(self.asked_id(asked.turn))]]
+        return self._changes[asked.question.min_vram_gb, asked.question.min_cores]
+
+    def _right(self, asked: Asked) -> bool:
+        right = self.answer(asked.question, asked.turn)
+        if isinstance(right, int) or isinstance(asked.answer, int):
+            return right == asked.answer
+        if asked.exact or asked.question.kind == "one":
+            return right == asked.answer
+        return self._right_but_for_ties(asked.question, asked.answer, right)
+
+    def _right_but_for_ties(self, question: Question, answer: Sequence[Row], right: Sequence[Row]) -> bool:
+        """The best figures, each row true of a different agent that fits."""
+        if [row[2] for row in answer] != [row[2] for row in right]:
+            return False
+        if len({row[0] for row in answer}) != len(answer):
+            return False
+        return all(
+            row[0] in self._numbers and self._row(row[0])[:4] == row[:4] and row[3] >= question.min_cores
+            for row in answer
+        )
+
+    def _row(self, agent_id: str) -> Row:
+        number = self._numbers[AgentId(agent_id)]
+        figures = self._figures[number]
+        return (agent_id, self._fleet.pool(number), figures.vram_gb, figures.cores, figures.load)
+
+    def _matching(self, vram_gb: float, cores: int) -> list[tuple[float, str]]:
+        return sorted(
+            (figures.vram_gb, agent_id)
+            for agent_id, figures in zip(self.agent_ids, self._figures, strict=True)
+            if fits(figures, vram_gb, cores)
+        )
+
+
+def fits(figures: Figures, vram_gb: float, cores: int) -> bool:
+    return figures.vram_gb >= vram_gb and figures.cores >= cores
+
+
+def _short(answer: Answer) -> str:
+    if isinstance(answer, int):
+        return str(answer)
+    rows = ", ".join(f"({row[0][:8]} {row[2]} GB {row[3]} cores load {row[4]})" for row in answer[:3])
+    return f"{len(answer)} rows [{rows}{', …' if len(answer) > 3 else ''}]"

@@ -1,0 +1,245 @@
+"""Heartbeats that pour in while lookups are measured: into the stream, or as batched updates into Postgres.
+
+Each source is a process of its own that prepares its messages before it is let go, so that while others are
+measured it only sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import asyncpg
+import hiredis
+import msgspec
+
+from app.index.keys import Keys
+from app.models.heartbeat import encode
+from tests.bench.filling import spawning
+from tests.bench.fleets import Fleet
+from tests.bench.peers import JSON, PeerTable, metrics_document, plain_url
+
+INTERVAL_S: Final = 30.0
+"""How often an agent reports."""
+
+MOST_PER_S: Final = 3_334.0
+"""More than this one machine with two cores cannot both send and apply."""
+
+_STREAM_TICK_S: Final = 0.02
+_UPDATE_TICK_S: Final = 0.1
+_END_S: Final = 20.0
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """When (`perf_counter`, the same in all processes) how many heartbeats had been sent or were being sent."""
+
+    at: list[float]
+    count: list[int]
+
+    def until(self, moment: float) -> int:
+        """No store can have shown more heartbeats than this at that moment."""
+        place = bisect_right(self.at, moment)
+        return self.count[place - 1] if place else self.before
+
+    @property
+    def before(self) -> int:
+        return self.count[0] if self.count else 0
+
+
+class Preparation(msgspec.Struct, frozen=True):
+    """The next heartbeats to make ready: those from `first` on, in slices."""
+
+    fleet: Fleet
+    first: int
+    slices: int
+    slice_size: int
+    tick_s: float
+    changing: bool = True
+    """Whether each heartbeat has new figures; else every agent repeats those it started with."""
+
+
+class Source:
+    """A process that sends the fleet's heartbeats in order, agent by agent, at a steady rate."""
+
+    tick_s: float
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._pipe, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.sent = 0
+
+    def prepare(self, fleet: Fleet, *, per_s: float, for_s: float, changing: bool = True) -> None:
+        """Makes the next heartbeats ready; they go on where the last ones sent ended."""
+        slice_size = max(1, round(per_s * self.tick_s))
+        # Small fleets report less often than once a tick.
+        tick_s = slice_size / per_s
+        self._pipe.send(Preparation(fleet, self.sent, max(1, round(for_s / tick_s)), slice_size, tick_s, changing))
+        self._answer()
+
+    def go(self) -> None:
+        self._pipe.send("go")
+
+    def stop(self) -> Sent:
+        """Ends the sending where it is, or at the end of what was prepared."""
+        self._pipe.send("stop")
+        return self._take()
+
+    def finish(self) -> Sent:
+        """Returns once everything that was prepared has been sent."""
+        return self._take()
+
+    def close(self) -> None:
+        # The process ends when its pipe does.
+        self._pipe.close()
+        self._process.join(_END_S)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_over(self) -> None:
+        """To be called when the fleet was loaded anew."""
+        self.sent = 0
+
+    def _take(self) -> Sent:
+        sent: Sent = self._answer()
+        self.sent = sent.count[-1]
+        return sent
+
+    def _answer(self) -> Any:
+        answer = self._pipe.recv()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class StreamSource(Source):
+    """Adds heartbeats to the stream."""
+
+    tick_s = _STREAM_TICK_S
+
+    def __init__(self, redis_url: str) -> None:
+        super().__init__(send_to_stream, redis_url)
+
+
+class UpdateSource(Source):
+    """Updates a peer's table, a batch per tick."""
+
+    tick_s = _UPDATE_TICK_S
+
+    def __init__(self, database_url: str, table: PeerTable) -> None:
+        super().__init__(send_updates, database_url, table)
+
+
+def send_to_stream(pipe: Connection, redis_url: str) -> None:
+    address = urlsplit(redis_url)
+    with socket.create_connection((address.hostname, address.port or 6379), timeout=_END_S) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reader = hiredis.Reader()
+
+        def send(slice_size: int, commands: bytes) -> None:
+            connection.sendall(commands)
+            answered = 0
+            while answered < slice_size:
+                reply = reader.gets()
+                if reply is False:
+                    reader.feed(connection.recv(262_144))
+                elif isinstance(reply, Exception):
+                    raise reply
+                else:
+                    answered += 1
+
+        _serve(pipe, _stream_slice, send)
+
+
+def _stream_slice(prepared: Preparation, first: int) -> bytes:
+    stream = Keys().heartbeats
+    commands = []
+    for n in range(first, first + prepared.slice_size):
+        number, beat = n % prepared.fleet.size, n // prepared.fleet.size + 1
+        heartbeat = prepared.fleet.heartbeat(number, beat if prepared.changing else 0, seq=beat)
+        command: tuple[str | bytes, ...] = ("XADD", stream, "*", "heartbeat", encode(heartbeat))
+        commands.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub means one element
+    return b"".join(commands)
+
+
+def send_updates(pipe: Connection, database_url: str, table: PeerTable) -> None:
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(plain_url(database_url)))
+        statement = runner.run(connection.prepare(table.upsert))
+
+        def prepare(prepared: Preparation, first: int) -> list[list[Any]]:
+            return _update_slice(prepared, first, with_documents=table.name == JSON.name)
+
+        def send(_slice_size: int, columns: list[list[Any]]) -> None:
+            columns[1] = [datetime.now(UTC)] * len(columns[0])
+            runner.run(statement.fetch(*columns))
+
+        _serve(pipe, prepare, send)
+        runner.run(connection.close())
+
+
+def _update_slice(prepared: Preparation, first: int, *, with_documents: bool) -> list[list[Any]]:
+    fleet = prepared.fleet
+    beats = [(n % fleet.size, n // fleet.size + 1) for n in range(first, first + prepared.slice_size)]
+    # In one statement an agent can be updated once; a tick of a tiny fleet never goes round it twice.
+    figures = [fleet.figures(*beat) for beat in beats]
+    documents = [metrics_document(fleet, *beat) if with_documents else "" for beat in beats]
+    return [
+        [fleet.agent_id(number) for number, _ in beats],
+        [],
+        [each.vram_gb for each in figures],
+        [each.cores for each in figures],
+        [each.load for each in figures],
+        documents,
+    ]
+
+
+def _serve(pipe: Connection, prepare: Callable[[Preparation, int], Any], send: Callable[[int, Any], None]) -> None:
+    """Runs until the other end of the pipe is closed."""
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            prepared: Preparation | str = pipe.recv()
+            if isinstance(prepared, str):
+                continue  # a stop that crossed the end of what was prepared
+            size = prepared.slice_size
+            slices = [prepare(prepared, prepared.first + i * size) for i in range(prepared.slices)]
+            pipe.send("prepared")
+            pipe.recv()
+            try:
+                pipe.send(_send_all(pipe, prepared, slices, send))
+            except (OSError, asyncpg.PostgresError, hiredis.ReplyError) as error:
+                pipe.send(error)
+
+
+def _send_all(
+    pipe: Connection, prepared: Preparation, slices: list[Any], send: Callable[[int, Any], None]
+) -> Sent:
+    at, count = [time.perf_counter()], [prepared.first]
+    started = at[0]
+    for i, each in enumerate(slices):
+        wait_s = started + i * prepared.tick_s - time.perf_counter()
+        if pipe.poll(max(0.0, wait_s)):
+            pipe.recv()
+            return Sent(at, count)
+        at.append(time.perf_counter())
+        count.append(prepared.first + (i + 1) * prepared.slice_size)
+        send(prepared.slice_size, each)
+    return Sent(at, count)

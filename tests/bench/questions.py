@@ -1,0 +1,38 @@
+"""What the benchmark asks, and what an answer looks like whichever side gave it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+Kind = Literal["top", "count", "one"]
+
+Row = tuple[str, str, float, int, float]
+"""(agent id, pool, free VRAM, free cores, load): what of a full document the oracle compares."""
+
+Answer = tuple[Row, ...] | int
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One call. `top` is a search for the `limit` best, `one` reads a single agent.
+
+    16 cores are a rung of the index's ladder; 12 lie one band below it, 17 four bands below the next one.
+    """
+
+    name: str
+    kind: Kind = "top"
+    min_vram_gb: float = 16.0
+    min_cores: int = 16
+    limit: int = 10
+
+
+TOP_1: Final = Question(name="top 1", limit=1)
+TOP_10: Final = Question(name="top 10")
+TOP_10_ONE_BAND: Final = Question(name="top 10, one band", min_cores=12)
+TOP_10_FOUR_BANDS: Final = Question(name="top 10, four bands", min_cores=17)
+TOP_100: Final = Question(name="top 100", limit=100)
+COUNT: Final = Question(name="count", kind="count")
+ONE: Final = Question(name="one agent", kind="one")
+
+QUESTIONS: Final = (TOP_10, TOP_10_ONE_BAND, TOP_10_FOUR_BANDS, TOP_1, TOP_100, COUNT, ONE)

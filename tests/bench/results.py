@@ -1,0 +1,29 @@
+"""Everything that one run found out; what `--json` writes and what the report is made of."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tests.bench.lookups import Line, Load
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What it ran on, and with which versions."""
+
+    processor: str
+    cores: int
+    memory_gb: float
+    system: str
+    versions: dict[str, str]
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """`whole`: nothing was left out, so that it may be published."""
+
+    started: str
+    machine: Machine
+    whole: bool = False
+    took_s: float = 0.0
+    checked: int = 0
+    lines: list[Line] = []
+    loads: list[Load] = []

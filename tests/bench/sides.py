@@ -1,0 +1,303 @@
+"""The sides that ask Redis: the floor, this index, and the two ways to intersect the plain sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+import msgspec
+import redis
+
+from app.index.keys import Keys
+from app.index.lookup import find_call, get_call, parse_find, parse_get
+from app.index.placement import read_row
+from app.index.scripts import Call
+from app.models.capacity import AgentCapacity, AvailableCapacity, CapacityQuery
+from app.models.identity import AgentId
+from tests.bench.fleets import AGENT_TYPE
+from tests.bench.questions import Answer, Question, Row
+
+OFFLINE_AFTER_S: Final = 86_400.0
+"""Nobody falls silent during a run, however long it takes."""
+
+SOCKET_TIMEOUT_S: Final = 60.0
+
+
+class Timed(msgspec.Struct, frozen=True):
+    """One call: how long it took, when it returned (`perf_counter`), what came back."""
+
+    took_s: float
+    returned_at: float
+    raw: Any
+
+
+class Side(Protocol):
+    """One way to answer the questions."""
+
+    name: str
+    exact: bool
+    """Whether its answers break ties by descending id and are of one moment as a whole."""
+
+    def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
+        """Asks once per turn, timing each call with everything that the asker has to do to use the answer."""
+        ...
+
+    def read(self, question: Question, raw: Any) -> Answer | None:
+        """The answer in comparable form; None for a side that answers nothing. Not timed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def timed(call: Callable[[int], Any], turns: Sequence[int]) -> list[Timed]:
+    results = []
+    for turn in turns:
+        started = perf_counter()
+        raw = call(turn)
+        returned = perf_counter()
+        results.append(Timed(returned - started, returned, raw))
+    return results
+
+
+def connect(url: str) -> redis.Redis:
+    """The kind of connection that the planner's blocking client uses."""
+    return redis.Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, decode_responses=False)
+
+
+class Ping:
+    """The floor: the cheapest round trip over the same kind of connection."""
+
+    name = "PING"
+    exact = True
+
+    def __init__(self, url: str) -> None:
+        self._client = connect(url)
+
+    def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
+        del question
+        return timed(lambda _: self._client.ping(), turns)
+
+    def read(self, question: Question, raw: Any) -> None:
+        del question, raw
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class IndexSide:
+    """This index, over one blocking connection."""
+
+    name = "index"
+    exact = True
+
+    def __init__(self, url: str, asked_ids: Sequence[str]) -> None:
+        self._client = connect(url)
+        self._keys = Keys()
+        self._asked_ids = asked_ids
+        self._epoch = ""
+
+    def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
+        if question.kind == "one":
+            return timed(lambda turn: self._get(AgentId(self._asked_ids[turn % len(self._asked_ids)])), turns)
+        query = CapacityQuery(
+            min_gpu_vram_gb=question.min_vram_gb, min_cpu_cores=question.min_cores, limit=question.limit
+        )
+        if question.kind == "count":
+            return timed(lambda _: self._find(query, with_total=True)[1], turns)
+        return timed(lambda _: self._find(query, with_total=False)[0], turns)
+
+    def read(self, question: Question, raw: Any) -> Answer:
+        if question.kind == "count":
+            return int(raw)
+        if question.kind == "one":
+            return (row_of_agent(raw),)
+        return tuple(row_of(agent) for agent in raw)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _find(self, query: CapacityQuery, *, with_total: bool) -> tuple[list[AvailableCapacity], int | None]:
+        reply = self._run(
+            lambda: find_call(
+                self._keys,
+                query,
+                epoch=self._epoch,
+                now_ms=None,
+                offline_after_ms=round(OFFLINE_AFTER_S * 1000),
+                limit=query.limit,
+                after=None,
+                with_total=with_total,
+                wide=False,
+            )
+        )
+        found = parse_find(reply)
+        rows = [read_row(agent_id, AGENT_TYPE, document, seen_ms) for agent_id, seen_ms, document in found.rows]
+        return rows, found.total
+
+    def _get(self, agent_id: AgentId) -> AgentCapacity | None:
+        return parse_get(
+            agent_id,
+            self._run(
+                lambda: get_call(
+                    self._keys,
+                    agent_id,
+                    epoch=self._epoch,
+                    now_ms=None,
+                    offline_after_ms=round(OFFLINE_AFTER_S * 1000),
+                )
+            ),
+        )
+
+    def _run(self, make_call: Callable[[], Call]) -> Any:
+        while True:
+            call = make_call()
+            try:
+                reply: Any = self._client.evalsha(call.script.sha, 1, call.prefix, *call.arguments)
+            except redis.exceptions.NoScriptError:
+                reply = self._client.eval(call.script.source, 1, call.prefix, *call.arguments)
+            if reply[0] != b"epoch":
+                return reply
+            self._epoch = reply[1].decode()
+
+
+class _PlainSets:
+    """Both plain sets, and the documents of those found; no notion of rungs, bands or freshness."""
+
+    exact = False
+    name: str
+
+    def __init__(self, url: str, asked_ids: Sequence[str]) -> None:
+        self._client = connect(url)
+        self._keys = Keys()
+        self._asked_ids = asked_ids
+
+    def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
+        if question.kind == "one":
+            return timed(lambda turn: self._documents([self._asked_ids[turn % len(self._asked_ids)]]), turns)
+        if question.kind == "count":
+            return timed(lambda _: self._count(question), turns)
+        return timed(lambda _: self._top(question), turns)
+
+    def read(self, question: Question, raw: Any) -> Answer:
+        if question.kind == "count":
+            return int(raw)
+        if question.kind == "one":
+            ((agent_id, _, _, vram_gb, cores, load),) = raw
+            return ((agent_id, "", float(vram_gb), int(cores), float(load)),)
+        found, documents = raw
+        return tuple(
+            _row_of_fields(fields, vram_gb, cores)
+            for (_, vram_gb, cores), fields in zip(found, documents, strict=True)
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _count(self, question: Question) -> int:
+        raise NotImplementedError
+
+    def _top(self, question: Question) -> tuple[list[tuple[bytes, float, int]], list[Any]]:
+        raise NotImplementedError
+
+    def _documents(self, agent_ids: Sequence[str]) -> list[Any]:
+        """The readable fields of each agent's hash, in one round trip."""
+        pipeline = self._client.pipeline(transaction=False)
+        for agent_id in agent_ids:
+            pipeline.hmget(self._keys.agent(agent_id), _FIELDS)
+        return [[agent_id, *fields] for agent_id, fields in zip(agent_ids, pipeline.execute(), strict=True)]
+
+
+_FIELDS: Final = ["agent_type", "pool_name", "gpu_vram_available_gb", "cpu_cores_available", "cpu_load_1min"]
+
+
+class ClientIntersection(_PlainSets):
+    """Both ZRANGEBYSCOREs, intersected in Python."""
+
+    name = "client-side intersection"
+
+    def _count(self, question: Question) -> int:
+        return len(self._both(question))
+
+    def _top(self, question: Question) -> tuple[list[tuple[bytes, float, int]], list[Any]]:
+        both = self._both(question)
+        both.sort(key=lambda found: (found[1], found[0]), reverse=True)
+        best = both[: question.limit]
+        return best, self._documents([found[0].decode() for found in best])
+
+    def _both(self, question: Question) -> list[tuple[bytes, float, int]]:
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.zrangebyscore(self._keys.vram(AGENT_TYPE), question.min_vram_gb, "+inf", withscores=True)
+        pipeline.zrangebyscore(self._keys.cores(AGENT_TYPE), question.min_cores, "+inf", withscores=True)
+        by_vram, by_cores = pipeline.execute()
+        cores = {member: int(score) for member, score in by_cores}
+        return [(member, score, cores[member]) for member, score in by_vram if member in cores]
+
+
+class ServerIntersection(_PlainSets):
+    """ZRANGESTORE of both ranges, ZINTERSTORE of the two, and the best of that."""
+
+    name = "ZINTER on the server"
+
+    _TEMPORARY: Final = ("bench:vram", "bench:cores", "bench:both")
+
+    def _count(self, question: Question) -> int:
+        vram, cores, _ = self._TEMPORARY
+        pipeline = self._store(question)
+        pipeline.zintercard(2, [vram, cores])
+        pipeline.unlink(*self._TEMPORARY)
+        return int(pipeline.execute()[-2])
+
+    def _top(self, question: Question) -> tuple[list[tuple[bytes, float, int]], list[Any]]:
+        vram, cores, both = self._TEMPORARY
+        pipeline = self._store(question)
+        pipeline.zinterstore(both, {vram: 1, cores: 0})
+        pipeline.zrange(both, 0, question.limit - 1, desc=True, withscores=True)
+        pipeline.unlink(*self._TEMPORARY)
+        best = pipeline.execute()[-2]
+        documents = self._documents([member.decode() for member, _ in best])
+        return [
+            (member, score, int(fields[4])) for (member, score), fields in zip(best, documents, strict=True)
+        ], documents
+
+    def _store(self, question: Question) -> Any:
+        vram, cores, _ = self._TEMPORARY
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.zrangestore(vram, self._keys.vram(AGENT_TYPE), question.min_vram_gb, "+inf", byscore=True)
+        pipeline.zrangestore(cores, self._keys.cores(AGENT_TYPE), question.min_cores, "+inf", byscore=True)
+        return pipeline
+
+
+def row_of(agent: AvailableCapacity) -> Row:
+    return (
+        agent.agent_id,
+        agent.pool_name,
+        agent.gpu_vram_available_gb,
+        agent.cpu_cores_available,
+        agent.cpu_load_1min,
+    )
+
+
+def row_of_agent(agent: AgentCapacity) -> Row:
+    """A single agent's answer names no pool."""
+    return (agent.agent_id, "", agent.gpu_vram_available_gb, agent.cpu_cores_available, agent.cpu_load_1min)
+
+
+def row_of_json(document: dict[str, Any]) -> Row:
+    return (
+        document["agent_id"],
+        document.get("pool_name", ""),
+        document["gpu_vram_available_gb"],
+        document["cpu_cores_available"],
+        document["cpu_load_1min"],
+    )
+
+
+def parse_json(raw: bytes) -> Any:
+    return json.loads(raw)
+
+
+def _row_of_fields(fields: Sequence[Any], vram_gb: float, cores: int) -> Row:
+    agent_id, _, pool, _, _, load = fields
+    return (agent_id, pool.decode(), vram_gb, cores, float(load))
