@@ -140,6 +140,8 @@ def test_what_is_typed_works_and_answers_in_the_form_shown(page: Page, example: 
 def matches(answered: str, shown: str) -> bool:
     if not shown:
         return True
+    if not shown.startswith(("HTTP/", "{", "[")):
+        return len(answered.split("\n")) == len(shown.split("\n")) and len(answered.split()) == len(shown.split())
     if not shown.startswith("HTTP/"):
         return bool(shape(json.loads(answered)) == shape(json.loads(shown)))
     head, _, body = answered.partition("\n\n")
