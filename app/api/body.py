@@ -13,6 +13,7 @@ import msgpack
 from starlette.requests import Request
 
 from app.api.problems import (
+    BODY,
     BodyTooLargeError,
     EmptyBodyError,
     FieldError,
@@ -132,7 +133,7 @@ def _unpack(body: bytes) -> Any:
     try:
         return _unpackb(body, strict_map_key=True)
     except _ExtensionTypeError:
-        raise InvalidBodyError([FieldError("body", "type", "Extension types are not taken")]) from None
+        raise InvalidBodyError([FieldError(BODY, "type", "Extension types are not taken")]) from None
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         pass
     # Refused: broken bytes, or sound ones with keys that are no text. The lenient decoder tells which.
@@ -142,7 +143,7 @@ def _unpack(body: bytes) -> Any:
         raise MalformedBodyError("The body is not msgpack") from None
     except (TypeError, _ExtensionTypeError):
         pass
-    raise InvalidBodyError([FieldError("body", "type", "Keys must be text")])
+    raise InvalidBodyError([FieldError(BODY, "type", "Keys must be text")])
 
 
 class _ExtensionTypeError(Exception):

@@ -17,7 +17,7 @@ from app.api.documents import (
     HeartbeatsAcceptedDocument,
     RejectedItemDocument,
 )
-from app.api.problems import FieldError, InvalidBodyError
+from app.api.problems import BODY, FieldError, InvalidBodyError
 from app.api.query import read_query
 from app.api.schemas import BatchedHeartbeatIn, HeartbeatIn, HeartbeatsIn, read_as
 from app.api.wiring import wiring_of
@@ -84,13 +84,17 @@ def read_batch(document: Any) -> Batch:
     if not batch.valid:
         raise InvalidBodyError(
             [
-                FieldError(f"heartbeats.{item.index}.{error.field}", error.code, error.message)
+                FieldError(_item_path(item.index, error.field), error.code, error.message)
                 for item in batch.rejected
                 for error in item.errors
             ],
             "None of the heartbeats can be accepted",
         )
     return batch
+
+
+def _item_path(index: int, field: str) -> str:
+    return f"heartbeats[{index}]" if field == BODY else f"heartbeats[{index}].{field}"
 
 
 def _next_heartbeat_s(settings: Settings) -> float:

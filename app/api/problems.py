@@ -25,6 +25,10 @@ MAX_ERRORS: Final = 100
 """Most field errors in one answer; a body can be wrong in more places than anybody reads."""
 
 
+BODY: Final = "body"
+"""The `field` of a fault that lies in the body as a whole."""
+
+
 class FieldError(msgspec.Struct, frozen=True):
     """One fault of the input. `field` is a path of known names and indices, never what was sent."""
 

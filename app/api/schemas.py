@@ -28,7 +28,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from app.api.fields import MAX_HOSTNAME, MAX_POOL_NAME, TEXT_PATTERN, FieldFaultError, check_text
-from app.api.problems import FieldError, InvalidBodyError
+from app.api.problems import BODY, FieldError, InvalidBodyError
 from app.errors import InvalidAgentIdError
 from app.models.capacity import MAX_CORES, AgentStatus, GpuType
 from app.models.heartbeat import Gpu, Heartbeat, ResourceMetrics, RunningClaim
@@ -319,9 +319,15 @@ def _faults(error: ValidationError, limit: int) -> Sequence[FieldError]:
     details = error.errors(include_url=False, include_context=False, include_input=False)[:limit]
     return [
         FieldError(
-            ".".join(map(str, detail["loc"])) or "body",
+            _path(detail["loc"]),
             _CODES.get(detail["type"], "type"),
             _MESSAGES.get(detail["type"], detail["msg"]),
         )
         for detail in details
     ]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("gpus", 3, "index")` as `gpus[3].index`; the body itself as `body`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.removeprefix(".") or BODY

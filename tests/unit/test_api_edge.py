@@ -201,11 +201,14 @@ async def test_a_batch_is_judged_item_by_item_and_appended_once(ports: Ports) ->
 
 
 async def test_a_batch_without_a_sound_item_appends_nothing(ports: Ports) -> None:
-    response = await ports.call("POST", "/api/v1/heartbeats", json={"heartbeats": [{"agent_id": agent_id(1)}]})
+    response = await ports.call(
+        "POST", "/api/v1/heartbeats", json={"heartbeats": [{"agent_id": agent_id(1)}, None]}
+    )
 
     assert response.status_code == 422
     assert response.json()["errors"] == [
-        {"field": "heartbeats.0.resource_metrics", "code": "missing", "message": "Field required"}
+        {"field": "heartbeats[0].resource_metrics", "code": "missing", "message": "Field required"},
+        {"field": "heartbeats[1]", "code": "type", "message": "Must be an object"},
     ]
     ports.log.append.assert_not_awaited()
 
