@@ -165,8 +165,8 @@ class IsolatedProbe:
         request = json.dumps({"id": self._request_id, "processes": with_processes})
         # A child that has just died cannot be written to; the reader's end of file says so in collect().
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(request.encode() + b"\n")
-            self._child.stdin.flush()
+            # Past the buffer, which would keep what a dead child did not take and fail again when closed.
+            os.write(self._child.stdin.fileno(), request.encode() + b"\n")
 
     def _take_late_answers(self) -> None:
         """A child that was too slow to start may have answered since; that answer is old, but it is alive."""
@@ -236,8 +236,7 @@ class IsolatedProbe:
                 self._stuck.append(child)
         # stdout belongs to the reader thread, which closes it when its last writer is gone.
         if child.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
+            child.stdin.close()
 
     def _missing(self) -> Sample:
         return Sample([], [self._reason] if self._reason else [])

@@ -1,0 +1,324 @@
+"""NVIDIA GPUs, through a library and a tool that do what drivers do on bad days, in a real child process."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fake_nvml import GIB, TITAN, FakeNvml
+from tests.servers import wait_until
+from workers.host_agent.clock import SystemClock
+from workers.host_agent.probes.devices import Sample, best
+from workers.host_agent.probes.gpu import Gpus
+
+DEADLINE_S = 1.0
+
+
+def open_gpus(host_root: Path, *, restart_s: float = 0.05) -> Gpus:
+    return Gpus(
+        vendors=("nvidia",),
+        host_root=host_root,
+        clock=SystemClock(),
+        deadline_s=DEADLINE_S,
+        start_s=15.0,
+        restart_s=restart_s,
+    )
+
+
+@pytest.fixture
+def gpus(nvml: FakeNvml) -> Iterator[Gpus]:
+    opened = open_gpus(nvml.host_root)
+    yield opened
+    opened.close()
+    assert children() == []
+
+
+def sample(gpus: Gpus, *, with_processes: bool = False) -> Sample:
+    return gpus.sample(with_processes=with_processes, stopping=lambda: False)
+
+
+def children() -> list[psutil.Process]:
+    """All descendants, zombies too."""
+    return psutil.Process().children(recursive=True)
+
+
+def sampled_until(gpus: Gpus, wanted: Callable[[Sample], bool]) -> Sample:
+    """Samples like an impatient agent until the answer is as wanted."""
+    found = Sample([], [])
+
+    def look() -> bool:
+        nonlocal found
+        found = sample(gpus)
+        return wanted(found)
+
+    wait_until(look, timeout_s=20, interval_s=0.05, what="the sample")
+    return found
+
+
+def test_one_gpu_in_whole_mib(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say({**TITAN, "gpu0.free": 20 * GIB + 12_345})
+    found = sample(gpus)
+    (gpu,) = found.devices
+    assert (gpu.vendor, gpu.number, gpu.name) == ("nvidia", 0, "NVIDIA Titan")
+    assert (gpu.uuid, gpu.total_mib, gpu.free_mib) == ("GPU-gpu0-of-the-tests", 24 * 1024, 20 * 1024)
+    assert not gpu.shared
+    assert found.reasons == []
+
+
+def test_the_child_is_kept_between_samples(gpus: Gpus, nvml: FakeNvml) -> None:
+    sample(gpus)
+    (first,) = children()
+    nvml.say({**TITAN, "gpu0.free": 3 * GIB})
+    assert sample(gpus).devices[0].free_mib == 3 * 1024
+    assert children() == [first]
+
+
+def test_of_two_gpus_the_one_with_more_free_memory_is_best(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say({**TITAN, "count": 2, "gpu0.free": GIB, "gpu1.total": 12 * GIB, "gpu1.free": 11 * GIB})
+    found = sample(gpus)
+    assert [(gpu.number, gpu.free_mib) for gpu in found.devices] == [(0, 1024), (1, 11 * 1024)]
+    chosen = best(found.devices)
+    assert chosen is not None
+    assert chosen.number == 1
+
+
+def test_a_gpu_off_the_bus_does_not_hide_the_other_and_returns(gpus: Gpus, nvml: FakeNvml) -> None:
+    both = {**TITAN, "count": 2, "gpu1.total": 12 * GIB, "gpu1.free": 11 * GIB}
+    nvml.say({**both, "gpu0.handle": 15})
+    found = sample(gpus)
+    assert [gpu.number for gpu in found.devices] == [1]
+    assert len(found.reasons) == 1
+    assert found.reasons[0].startswith("nvidia: NVML: GPU 0: ")
+    nvml.say(both)
+    again = sample(gpus)
+    assert [gpu.number for gpu in again.devices] == [0, 1]
+    assert again.reasons == []
+
+
+def test_mig_slices_stand_for_their_gpu(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say(
+        {
+            **TITAN,
+            "count": 2,
+            "gpu0.slots": 7,
+            "gpu0-0.total": 10 * GIB,
+            "gpu0-0.free": 9 * GIB,
+            "gpu0-2.total": 5 * GIB,
+            "gpu0-2.free": 4 * GIB,
+            "gpu1.total": 8 * GIB,
+            "gpu1.free": 2 * GIB,
+        }
+    )
+    found = sample(gpus)
+    assert [(gpu.number, gpu.total_mib // 1024, gpu.free_mib // 1024) for gpu in found.devices] == [
+        (1, 8, 2),
+        (2, 10, 9),
+        (3, 5, 4),
+    ]
+    assert found.devices[1].uuid == "GPU-gpu0-0-of-the-tests"
+
+
+def test_mig_without_slices_is_no_memory_at_all(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say({**TITAN, "gpu0.slots": 7})
+    assert sample(gpus).devices == []
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machines(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say({**TITAN, "gpu0.memory": 3})
+    (gpu,) = sample(gpus).devices
+    memory = psutil.virtual_memory()
+    assert gpu.shared
+    assert gpu.total_mib == memory.total >> 20
+    assert gpu.free_mib == pytest.approx(memory.available >> 20, rel=0.2)
+
+
+def test_processes_are_told_when_asked_for(gpus: Gpus, nvml: FakeNvml) -> None:
+    nvml.say({**TITAN, "gpu0.pid": 4711, "gpu0.pid_used": 3 * GIB})
+    assert sample(gpus, with_processes=True).devices[0].used_by_pid == {"4711": 3 * 1024}
+    assert sample(gpus).devices[0].used_by_pid == {}
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [{"init": 9}, {"init": 18}, {"get_count": 999}, {"memory": 15}, {"gpu0.handle": 16}, {"gpu0.uuid": 999}],
+    ids=["driver not loaded", "library older than driver", "unknown", "lost", "reset required", "no name"],
+)
+def test_an_error_code_is_a_reason_and_the_gpu_returns(
+    gpus: Gpus, nvml: FakeNvml, trouble: dict[str, int]
+) -> None:
+    nvml.say({**TITAN, **trouble})
+    found = sample(gpus)
+    assert found.devices == []
+    assert found.reasons[0].startswith("nvidia: NVML: ")
+    nvml.say(TITAN)
+    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+
+
+def test_a_call_that_never_returns_costs_one_deadline(gpus: Gpus, nvml: FakeNvml) -> None:
+    assert sample(gpus).devices
+    (first,) = children()
+    nvml.say({**TITAN, "memory": "hang"})
+    started = time.monotonic()
+    found = sample(gpus)
+    assert DEADLINE_S <= time.monotonic() - started < DEADLINE_S + 1
+    assert found == Sample([], ["nvidia: no answer within 1 s"])
+    assert not first.is_running()
+    # Nobody waits for the next child, which hangs as well.
+    for _ in range(5):
+        started = time.monotonic()
+        found = sample(gpus)
+        assert time.monotonic() - started < 0.3
+        assert found.devices == []
+        assert found.reasons
+    nvml.say(TITAN)
+    # The child that hangs is given its time to start; a reset of the driver is what ends it in life.
+    for child in children():
+        child.kill()
+    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+
+
+def test_a_driver_that_hangs_from_the_start_holds_up_only_the_first_sample(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.host_agent.probes.gpu._FIRST_WAIT_S", 1.0)
+    nvml.say({"init": "hang"})
+    gpus = Gpus(
+        vendors=("nvidia",),
+        host_root=nvml.host_root,
+        clock=SystemClock(),
+        deadline_s=DEADLINE_S,
+        start_s=2.0,
+        restart_s=0.05,
+    )
+    started = time.monotonic()
+    assert sample(gpus) == Sample([], ["nvidia: the driver has not answered yet"])
+    assert time.monotonic() - started < 2
+    (first,) = children()
+    assert sampled_until(
+        gpus, lambda found: "within 2 s of its start" in found.reasons[0] or not first.is_running()
+    )
+    nvml.say(TITAN)
+    sampled_until(gpus, lambda found: bool(found.devices))
+    gpus.close()
+    assert children() == []
+
+
+def test_a_crash_is_a_reason_and_leaves_no_zombie(gpus: Gpus, nvml: FakeNvml) -> None:
+    assert sample(gpus).devices
+    nvml.say({**TITAN, "memory": "crash"})
+    assert sample(gpus) == Sample([], ["nvidia: the sampling child crashed with SIGSEGV"])
+    for _ in range(5):
+        assert sample(gpus).devices == []
+        assert not [child for child in children() if child.status() == psutil.STATUS_ZOMBIE]
+    nvml.say(TITAN)
+    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+
+
+def test_a_child_that_dies_between_samples_is_reaped_at_once(gpus: Gpus) -> None:
+    assert sample(gpus).devices
+    (child,) = children()
+    child.kill()
+    wait_until(lambda: not children(), what="the child to be reaped")
+    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+
+
+def test_a_driver_that_stays_broken_is_asked_less_and_less(nvml: FakeNvml) -> None:
+    nvml.say({"init": 9})
+    gpus = open_gpus(nvml.host_root, restart_s=30.0)
+    assert sample(gpus).reasons
+    # The second start follows at once; the third is 30 s away.
+    sampled_until(gpus, lambda found: bool(found.reasons) and not children())
+    for _ in range(20):
+        assert sample(gpus).reasons
+        assert children() == []
+    gpus.close()
+
+
+def test_without_the_driver_no_child_is_started(tmp_path: Path) -> None:
+    gpus = open_gpus(tmp_path)
+    assert sample(gpus) == Sample([], [])
+    assert children() == []
+
+
+# nvidia-smi
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gpus]]:
+    """Installs an nvidia-smi with the given shell script, on a machine without the library."""
+    opened = []
+
+    def install(script: str) -> Gpus:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+        host_root = tmp_path / "host"
+        (host_root / "dev").mkdir(parents=True)
+        (host_root / "dev/nvidiactl").touch()
+        (host_root / "proc").symlink_to("/proc")
+        opened.append(open_gpus(host_root))
+        return opened[0]
+
+    yield install
+    for gpus in opened:
+        gpus.close()
+    wait_until(lambda: not children(), what="all children to be gone")
+
+
+def test_nvidia_smi_is_the_fallback(smi: Callable[[str], Gpus]) -> None:
+    gpus = smi(
+        "echo '0, GPU-aaa, NVIDIA RTX A4000, 16376, 15000, [N/A]'\n"
+        "echo '1, GPU-bbb, \"NVIDIA, with comma\", 81559, 12.0, Disabled'"
+    )
+    first, second = sample(gpus).devices
+    assert (first.number, first.uuid, first.total_mib, first.free_mib) == (0, "GPU-aaa", 16376, 15000)
+    assert (second.name, second.total_mib, second.free_mib) == ("NVIDIA, with comma", 81559, 12)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo '0, GPU-a, Titan, 100, [GPU is lost], [N/A]'", "nvidia-smi: GPU 0: [GPU is lost]"),
+        ("echo '0, GPU-a, A100, 100, 90, Enabled'", "nvidia-smi: GPU 0: MIG slices are read through NVML only"),
+        ("echo 'what is this'", "nvidia-smi: a line that cannot be read"),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", "nvidia-smi: status 9: NVIDIA-SMI has failed"),
+        ("kill -SEGV $$", "nvidia-smi: status -11"),
+    ],
+)
+def test_what_nvidia_smi_cannot_say_is_a_reason(smi: Callable[[str], Gpus], script: str, reason: str) -> None:
+    assert sample(smi(script)) == Sample([], [f"nvidia: {reason}"])
+
+
+def test_nvidia_smi_without_memory_of_its_own(smi: Callable[[str], Gpus]) -> None:
+    (gpu,) = sample(smi("echo '0, GPU-a, NVIDIA GB10, [N/A], [N/A], [N/A]'")).devices
+    assert gpu.shared
+    assert gpu.total_mib == psutil.virtual_memory().total >> 20
+
+
+def test_an_nvidia_smi_that_hangs_goes_with_its_child(smi: Callable[[str], Gpus], tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    gpus = smi(f"test -e {slow} && sleep 1000\necho '0, GPU-a, Titan, 100, 90, [N/A]'")
+    assert sample(gpus).devices
+    slow.touch()
+    assert sample(gpus) == Sample([], ["nvidia: no answer within 1 s"])
+    names = {process.name() for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+    assert "nvidia-smi" not in names
+    slow.unlink()
+    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+
+
+def test_neither_library_nor_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    gpus = open_gpus(tmp_path)
+    assert sample(gpus) == Sample([], ["nvidia: NVML: library not found, and there is no nvidia-smi"])
+    gpus.close()
