@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -120,11 +119,12 @@ async def test_a_heartbeat_has_the_wire_form(api: Api) -> None:
 async def test_later_rounds_are_spread_over_the_interval_that_the_server_names(api: Api) -> None:
     api.next_heartbeat_s = 1.0
     await run(api, 40, rounds=3, interval_s=30.0, profile="unlucky")
-    later = api.batches[1:]
-    assert max(Counter(h["agent_id"] for h in api.heartbeats).values()) == 3
-    gaps_s = [after - before for (before, _), (after, _) in pairwise(later)]
-    assert max(gaps_s) < 0.5
-    assert max(len(batch) for _, batch in later) < 20
+    rounds = Counter(h["agent_id"] for h in api.heartbeats)
+    assert max(rounds.values()) == 3
+    second = [(at, batch) for at, batch in api.batches if any(h["seq"] == 2 for h in batch)]
+    assert len(second) >= 8
+    assert max(len(batch) for _, batch in second) <= 6
+    assert second[-1][0] - second[0][0] > 0.6
 
 
 async def test_only_the_newest_is_kept_while_the_server_takes_nothing(api: Api) -> None:
