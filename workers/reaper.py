@@ -46,6 +46,7 @@ class Reaper:
         if taken_out:
             SWEPT.inc(taken_out)
             _log.info("Took silent agents out of the index", agents=taken_out)
+        await _all_slices(self._upkeep.expire_cordons)
         declared = 0
         while True:
             done = await self._upkeep.declare()

@@ -34,6 +34,14 @@ class Epoch(msgspec.Struct, frozen=True):
         return f"{self.opened_ms} {self.layout} {self.run_id}"
 
 
+def trusted_epoch(text: bytes, run_id: str) -> str:
+    """The epoch as found in Redis. Raises IndexRebuildingError when that run of the server may not be trusted."""
+    found = Epoch.parse(text.decode("ascii", "replace"))
+    if found is None or found.layout != LAYOUT or found.run_id != run_id:
+        raise IndexRebuildingError
+    return str(found)
+
+
 class EpochGuard:
     """Remembers which epoch to trust, so that a lookup needs no extra round trip to check it."""
 
@@ -73,10 +81,7 @@ class EpochGuard:
     async def learn(self, text: bytes) -> None:
         """Takes note of the epoch found in Redis. Raises IndexRebuildingError when it may not be trusted."""
         self._trusted = None
-        found = Epoch.parse(text.decode("ascii", "replace"))
-        if found is None or found.layout != LAYOUT or found.run_id != await self.run_id():
-            raise IndexRebuildingError
-        self._trusted = str(found)
+        self._trusted = trusted_epoch(text, await self.run_id())
 
     async def current(self) -> Epoch | None:
         """Reads the epoch anew; None when a rebuild is due."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-LAYOUT: Final = "1"
+LAYOUT: Final = "2"
 """Version of the scheme of sets and fields; another one in Redis forces a rebuild."""
 
 GROUP_INDEX: Final = "index"
@@ -72,6 +72,18 @@ class Keys:
         return f"{self.prefix}:offline-after"
 
     @property
+    def events(self) -> str:
+        return f"{self.prefix}:events"
+
+    @property
+    def cordons(self) -> str:
+        return f"{self.prefix}:cordons"
+
+    @property
+    def types(self) -> str:
+        return f"{self.prefix}:types"
+
+    @property
     def rebuild(self) -> str:
         return f"{self.prefix}:rebuild"
 
@@ -86,6 +98,16 @@ class Keys:
 
     def cores(self, agent_type: str) -> str:
         return f"{self.prefix}:{agent_type}:cores"
+
+    def totals(self, agent_type: str, pool_name: str) -> str:
+        return f"{self.prefix}:{agent_type}:totals:{encode_pool(pool_name)}"
+
+    def pools(self, agent_type: str) -> str:
+        return f"{self.prefix}:{agent_type}:pools"
+
+    def shapes(self, agent_type: str, pool_name: str | None = None) -> str:
+        scope = agent_type if pool_name is None else f"{agent_type}:pool:{encode_pool(pool_name)}"
+        return f"{self.prefix}:{scope}:shapes"
 
     def vram_by_cores(self, agent_type: str, rung_or_band: str, pool_name: str | None = None) -> str:
         """The set of one rung (`8+`) or band (`12-15`), of one pool or of all."""

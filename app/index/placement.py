@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
 from app.index.keys import encode_pool
 from app.index.scripts import Argument
+from app.models.agent import RecordedState
 from app.models.capacity import AgentStatus, AvailableCapacity, Resources
+from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
-from app.models.order import Boot, Order
 
 RESOURCE_FIELDS = tuple(Resources.__struct_fields__)
 
@@ -46,6 +46,7 @@ class State(msgspec.Struct, frozen=True):
 
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
+_cordon_decoder = msgspec.json.Decoder(Cordon)
 _document_decoder = msgspec.json.Decoder(Document)
 
 
@@ -65,20 +66,48 @@ def apply_arguments(stream_id: StreamId, heartbeat: Heartbeat) -> list[Argument]
     state = state_of(heartbeat)
     boot = "" if heartbeat.boot_id is None else heartbeat.boot_id
     seq = "" if heartbeat.seq is None else str(heartbeat.seq)
-    return [state.agent_id, str(stream_id), boot, seq, *_state_arguments(state, keeps_metrics=True)]
+    # A goodbye without metrics leaves the last ones.
+    fields = _fields(state, with_metrics=state.metrics is not None or state.status is not AgentStatus.OFFLINE)
+    return [state.agent_id, str(stream_id), boot, seq, *_summary(state), len(fields), *fields]
 
 
-def restore_arguments(state: State, order: Order) -> list[Argument]:
+def restore_arguments(recorded: RecordedState) -> list[Argument]:
     """One agent's part of the arguments of restore.lua."""
+    agent, order, cordon = recorded.agent, recorded.order, recorded.cordon
+    state = State(
+        agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.resource_metrics
+    )
     boot, seq = ("", "") if order.holder is None else (order.holder.boot_id, str(order.holder.seq))
+    fields = _fields(state, with_metrics=True)
     return [
         state.agent_id,
         str(order.last_id),
         boot,
         seq,
-        _retired_lines(order.retired),
-        *_state_arguments(state, keeps_metrics=False),
+        "\n".join(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
+        *_summary(state),
+        b"" if cordon is None else encode_cordon(cordon),
+        "" if recorded.cordon_id is None else str(recorded.cordon_id),
+        expires_argument(cordon),
+        len(fields),
+        *fields,
     ]
+
+
+def encode_cordon(cordon: Cordon) -> bytes:
+    return _json.encode(cordon)
+
+
+def decode_cordon(document: bytes) -> Cordon:
+    """Raises msgspec.DecodeError when the document is not one."""
+    return _cordon_decoder.decode(document)
+
+
+def expires_argument(cordon: Cordon | None) -> int | str:
+    """When a cordon expires, in ms; empty for never."""
+    if cordon is None or cordon.expires_at is None:
+        return ""
+    return to_ms(cordon.expires_at)
 
 
 def read_row(agent_id: AgentId, agent_type: str, document: bytes, seen_ms: int) -> AvailableCapacity:
@@ -100,48 +129,40 @@ def from_ms(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _state_arguments(state: State, *, keeps_metrics: bool) -> list[Argument]:
-    """Fingerprint, status, wanted place, and the fields. A goodbye without metrics leaves the last ones."""
+def to_ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _summary(state: State) -> list[Argument]:
+    """Fingerprint, status, place and machine: what the scripts compare and place by."""
     fingerprint = hashlib.blake2b(_msgpack.encode(state), digest_size=_FINGERPRINT_BYTES).hexdigest()
+    pool = encode_pool(state.pool_name)
+    resources = Resources.of(state.metrics)
+    place, size = "", f"{resources.gpu_type.value} {resources.gpu_vram_total_gb} {resources.cpu_cores_physical}"
+    if state.status is AgentStatus.OFFLINE:
+        size = size if state.metrics is not None else "- - -"
+    elif state.metrics is not None:
+        place = f"{resources.gpu_vram_available_gb} {resources.cpu_cores_available} {state.agent_type} {pool}"
+    return [fingerprint, state.status.value, place, f"{state.agent_type} {pool} {size}"]
+
+
+def _fields(state: State, *, with_metrics: bool) -> list[Argument]:
+    """Field, value, field, value… of the agent's hash."""
     fields: list[Argument] = [
-        "agent_type",
-        state.agent_type,
-        "pool_name",
-        state.pool_name,
-        "hostname",
-        state.hostname,
-        "status",
-        state.status.value,
+        *("agent_type", state.agent_type),
+        *("pool_name", state.pool_name),
+        *("hostname", state.hostname),
+        *("status", state.status.value),
     ]
-    wanted = ""
-    if state.metrics is not None or state.status is not AgentStatus.OFFLINE or not keeps_metrics:
+    if with_metrics:
         resources = Resources.of(state.metrics)
-        for name in RESOURCE_FIELDS:
-            fields += (name, str(getattr(resources, name)))
-        fields += (
-            "has_metrics",
-            0 if state.metrics is None else 1,
-            "document",
-            _document(state, resources),
-        )
-        if state.status is AgentStatus.ONLINE and state.metrics is not None:
-            wanted = (
-                f"{resources.gpu_vram_available_gb} {resources.cpu_cores_available} "
-                f"{state.agent_type} {encode_pool(state.pool_name)}"
-            )
-    return [fingerprint, state.status.value, wanted, len(fields), *fields]
-
-
-def _document(state: State, resources: Resources) -> bytes:
-    return _json.encode(
-        Document(
+        document = Document(
             state.pool_name,
             resources.gpu_vram_available_gb,
             resources.cpu_cores_available,
             resources.cpu_load_1min,
         )
-    )
-
-
-def _retired_lines(retired: Sequence[Boot]) -> str:
-    return "\n".join(f"{boot.seq} {boot.boot_id}" for boot in retired)
+        for name in RESOURCE_FIELDS:
+            fields += (name, str(getattr(resources, name)))
+        fields += ("has_metrics", 0 if state.metrics is None else 1, "document", _json.encode(document))
+    return fields

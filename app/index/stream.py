@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import redis.asyncio as aredis
 from redis.exceptions import ResponseError
 
@@ -14,6 +15,7 @@ from app.index.clock import IndexClock
 from app.index.connect import is_missing_group, unavailable
 from app.index.execute import run
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.index.placement import decode_cordon
 from app.index.scripts import Call, load
 from app.models.heartbeat import Heartbeat, decode, encode
 from app.models.identity import AgentId, StreamId
@@ -230,7 +232,7 @@ def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
             return LogEntry(stream_id, decode(fields[_HEARTBEAT]))
         if _TRANSITION in fields:
             return LogEntry(stream_id, _transition(stream_id, fields))
-    except (UndecodableEntryError, ValueError, KeyError) as error:
+    except (UndecodableEntryError, msgspec.DecodeError, ValueError, KeyError) as error:
         return LogEntry(stream_id, None, str(error) or type(error).__name__)
     return LogEntry(stream_id, None, "trimmed before it was processed" if not fields else "unknown kind of entry")
 
@@ -243,4 +245,5 @@ def _transition(stream_id: StreamId, fields: Mapping[bytes, bytes]) -> Transitio
         position=StreamId.parse(fields[b"position"]) if b"position" in fields else stream_id,
         at_ms=int(fields[b"at_ms"]),
         flapping=fields.get(b"flapping") == b"1",
+        cordon=decode_cordon(fields[b"cordon"]) if fields.get(b"cordon") else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import redis.asyncio as aredis
@@ -16,7 +16,7 @@ from app.index.epoch import Epoch, EpochGuard
 from app.index.execute import run, run_all
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
 from app.index.lookup import SWEEP_SLICE, sweep_call
-from app.index.placement import State, apply_arguments, restore_arguments
+from app.index.placement import apply_arguments, restore_arguments
 from app.index.scripts import Argument, Call, library, load
 from app.index.stream import ensure_group
 from app.models.agent import RecordedState
@@ -109,6 +109,16 @@ class Upkeep:
         with unavailable():
             return await self._epochs.current()
 
+    async def expire_cordons(self) -> int:
+        """Lifts one slice of the cordons whose time is up; SWEEP_SLICE: maybe more."""
+        with unavailable():
+            due: Any = await self._client.zrange(
+                self._keys.cordons, 0, await self.now_ms(), byscore=True, offset=0, num=SWEEP_SLICE
+            )
+            for agent_id in due:
+                await run(self._client, self._call("cordon", agent_id, "", "", "1"))
+            return len(due)
+
     async def now_ms(self) -> int:
         """The time that the scripts count with."""
         injected = self._clock.now_ms()
@@ -169,7 +179,7 @@ class Upkeep:
     async def restore(self, states: Sequence[RecordedState]) -> int:
         """Puts recorded agents back where the index knows nothing newer; returns how many."""
         calls = [
-            self._call("restore", *(a for one in part for a in restore_arguments(_state(one), one.order)))
+            self._call("restore", *(a for one in part for a in restore_arguments(one)))
             for part in _slices(states, APPLY_SLICE)
         ]
         if not calls:
@@ -198,13 +208,6 @@ class Upkeep:
                 await self._client.unlink(*doomed)
             if cursor == 0:
                 return
-
-
-def _state(recorded: RecordedState) -> State:
-    agent = recorded.agent
-    return State(
-        agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.resource_metrics
-    )
 
 
 def _slices(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -8,8 +8,9 @@ from typing import Final
 import msgspec
 
 from app.models.capacity import AgentStatus, GpuType, Resources
+from app.models.cordon import Cordon
 from app.models.heartbeat import Gpu, ResourceMetrics
-from app.models.identity import AgentId
+from app.models.identity import AgentId, StreamId
 from app.models.order import Order
 from app.models.transition import Reason, TransitionKind
 
@@ -76,7 +77,12 @@ class AgentHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordedState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rebuild needs of an agent to make its index entry again, order included."""
+    """What a rebuild needs of an agent to make its index entry again, order included.
+
+    `cordon_id` is the log entry that last set or lifted a cordon, None when none ever did.
+    """
 
     agent: RegisteredAgent
     order: Order
+    cordon: Cordon | None = None
+    cordon_id: StreamId | None = None

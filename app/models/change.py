@@ -11,8 +11,13 @@ from app.models.identity import AgentId, StreamId
 
 
 class ChangeKind(StrEnum):
-    """What changed: where an agent stands in the sets, its status, its cordon, or the whole index."""
+    """What changed: where an agent stands in the sets, its status, its cordon, or everything.
 
+    `reset`: the feed begins here, what was known before no longer counts. `rebuild`: the index is complete and
+    trusted again; neither names an agent.
+    """
+
+    RESET = "reset"
     CAPACITY = "capacity"
     STATUS = "status"
     CORDON = "cordon"
@@ -26,7 +31,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: its id in the feed; only grows.
-        kind: `rebuild` means: forget everything and start over; it names no agent.
+        kind: what changed.
         placeable: whether searches find the agent from now on. Replaying it with the two figures below from an
             empty model gives the index.
         gpu_vram_available_gb: as indexed; 0.0 when not placeable.

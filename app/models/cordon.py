@@ -8,12 +8,11 @@ import msgspec
 
 
 class Cordon(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes.
+    """Who asked for it and why.
 
-    reason: why, for people.
-    actor: who asked for it.
-    since: when it was set, by Redis's clock.
-    expires_at: when it ends by itself; None when only an operator ends it.
+    Attributes:
+        since: when it was set.
+        expires_at: when it ends by itself; None when only an operator ends it.
     """
 
     reason: str

@@ -10,11 +10,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.index.opening import Index
 from app.index.clock import ManualClock
+from app.index.opening import Index
 from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId
+from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, index_settings, opened_index, unapplied
 from tests.servers import ValkeyServer
 from workers.ingest import Ingest
@@ -127,6 +128,7 @@ def test_searches_equal_the_oracle(
                     for beat in action:
                         oracle.hear(beat, clock.now_ms())
                     await drain(index, ingests)
+                await assert_index_consistent(index)
             for query in asked:
                 expected = oracle.search(query, clock.now_ms())
                 page = await index.capacity.find(query)

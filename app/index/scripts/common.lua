@@ -30,16 +30,16 @@ local function split_id(id)
     return string.match(id, '^(%d+)-(%d+)$')
 end
 
--- Adds an entry to the log with the same clock as everything else in this script.
+-- The id for a new entry of a stream, by the same clock as everything else in this script.
+local function next_id(key)
+    if not injected then return '*' end
+    -- Like '*', an injected id never goes below the last one when the clock steps back.
+    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    return string.format('%.0f-*', last and math.max(now, tonumber((split_id(last[1])))) or now)
+end
+
 local function append(...)
-    local id = '*'
-    if injected then
-        -- Like '*', an injected id never goes below the last one when the clock steps back.
-        local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-        local ms = last and math.max(now, tonumber((split_id(last[1])))) or now
-        id = string.format('%.0f-*', ms)
-    end
-    return redis.call('XADD', stream, id, ...)
+    return redis.call('XADD', stream, next_id(stream), ...)
 end
 
 local function append_transition(agent_id, kind, reason, position, flapping)

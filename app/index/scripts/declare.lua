@@ -6,7 +6,7 @@
 -- ARGV     1 now in ms, empty for the server's time   2 slice   3 smallest fleet that has a brake
 --          4 the brake lets one in this many of the fleet through
 -- Result   {agents declared, 1 when there may be more to declare at once, 1 when the brake held}
---!include common flapping
+--!include common ladder place feed totals state flapping
 
 local silent = redis.call('ZCARD', silent_key)
 if silent == 0 or now < tonumber(redis.call('GET', prefix .. ':grace') or 0) then return {0, 0, 0} end
@@ -17,13 +17,13 @@ if braked then slice = math.min(slice, math.ceil(fleet / tonumber(ARGV[4]))) end
 
 local found = redis.call('ZRANGE', silent_key, 0, slice - 1, 'WITHSCORES')
 for i = 1, #found, 2 do
-    local agent_id, key = found[i], agent_key(found[i])
-    local fields = redis.call('HMGET', key, 'last_id', 'changes')
+    local agent_id = found[i]
+    local state = read_state(agent_id)
     redis.call('ZREM', silent_key, agent_id)
-    if fields[1] then
-        redis.call('HSET', key, 'status', 'offline')
+    if state then
         redis.call('ZADD', offline_key, found[i + 1], agent_id)
-        append_transition(agent_id, 'offline', 'silent', fields[1], note_change(agent_id, fields[2]))
+        change_state('status', agent_id, state, {status = 'offline'})
+        append_transition(agent_id, 'offline', 'silent', state.last_id, note_change(agent_id, state.changes))
     end
 end
 local declared = #found / 2

@@ -4,15 +4,19 @@
 -- KEYS[1]  prefix of the shard
 -- ARGV     1 now in ms, empty for the server's time   2 agent id   3 tombstone_ms
 -- Result   id of the log entry, or false for an unknown agent
---!include common ladder place
+--!include common ladder place feed totals state
 
 local agent_id = ARGV[2]
 local key = agent_key(agent_id)
-local fields = redis.call('HMGET', key, 'status', 'indexed')
-if not fields[1] then return false end
-move(agent_id, fields[2], '')
+local state = read_state(agent_id)
+if not state then return false end
+change_state('forgotten', agent_id, state, {indexed = ''})
+state.indexed = ''
+recount(state, nil)
 redis.call('DEL', key)
-for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
+for _, set in ipairs({seen_key, silent_key, offline_key, prefix .. ':cordons'}) do
+    redis.call('ZREM', set, agent_id)
+end
 local id = append('transition', 'forgotten', 'agent_id', agent_id, 'reason', 'operator',
     'at_ms', string.format('%.0f', now))
 redis.call('HSET', key, 'last_id', id)

@@ -5,7 +5,7 @@
 -- ARGV     1 now in ms, empty for the server's time   2 marker   3 layout   4 run id of the server
 --          5 offline_after_ms
 -- Result   the epoch, or false when the marker is gone
---!include common
+--!include common feed
 
 local marker_key = prefix .. ':rebuild'
 if redis.call('GET', marker_key) ~= ARGV[2] then return false end
@@ -13,4 +13,5 @@ redis.call('DEL', marker_key)
 local epoch = string.format('%.0f %s %s', now, ARGV[3], ARGV[4])
 redis.call('SET', prefix .. ':epoch', epoch)
 redis.call('SET', prefix .. ':grace', string.format('%.0f', now + tonumber(ARGV[5])))
+publish('rebuild', '', '', '', '', '')
 return epoch

@@ -1,14 +1,22 @@
 -- Where an agent stands in the sorted sets. `indexed` in its hash says under what it stands there now
--- ("vram cores type pool", empty when it is in none), so that removal never recomputes it from newer figures.
+-- ("vram cores scope pool", empty when it is in none), so that removal never recomputes it from newer figures.
+-- The scope is the agent's type for those that searches find, and type:busy or type:cordoned for those that
+-- have as much but may not be found.
+
+-- The scope that a place ("vram cores type pool") belongs in.
+local function scoped(place, status, cordoned)
+    local suffix = cordoned and ':cordoned' or status == 'busy' and ':busy' or ''
+    return (string.gsub(place, '^(%S+ %d+ [^%s:]+)%S*', '%1' .. suffix))
+end
 
 local function parse_indexed(indexed)
     if not indexed or indexed == '' then return nil end
-    local vram, cores, agent_type, pool = string.match(indexed, '^(%S+) (%d+) (%S+) (%S+)$')
-    return {vram = vram, cores = tonumber(cores), type = agent_type, pool = pool}
+    local vram, cores, scope, pool = string.match(indexed, '^(%S+) (%d+) (%S+) (%S+)$')
+    return {vram = vram, cores = tonumber(cores), scope = scope, pool = pool}
 end
 
 local function scopes(place)
-    local by_type = prefix .. ':' .. place.type
+    local by_type = prefix .. ':' .. place.scope
     return by_type, by_type .. ':pool:' .. place.pool
 end
 
@@ -16,6 +24,7 @@ local function leave(agent_id, place)
     local by_type, by_pool = scopes(place)
     redis.call('ZREM', by_type .. ':vram', agent_id)
     redis.call('ZREM', by_type .. ':cores', agent_id)
+    redis.call('ZREM', by_pool .. ':vram', agent_id)
     for _, name in ipairs(memberships(place.cores)) do
         redis.call('ZREM', by_type .. ':vram:cores:' .. name, agent_id)
         redis.call('ZREM', by_pool .. ':vram:cores:' .. name, agent_id)
@@ -26,7 +35,7 @@ end
 local function move(agent_id, indexed, wanted)
     if (indexed or '') == wanted then return end
     local old, new = parse_indexed(indexed), parse_indexed(wanted)
-    if old and not (new and old.type == new.type and old.pool == new.pool) then
+    if old and not (new and old.scope == new.scope and old.pool == new.pool) then
         leave(agent_id, old)
         old = nil
     end
@@ -34,7 +43,10 @@ local function move(agent_id, indexed, wanted)
     local by_type, by_pool = scopes(new)
     local new_vram = not old or old.vram ~= new.vram
     local stays = {}
-    if new_vram then redis.call('ZADD', by_type .. ':vram', new.vram, agent_id) end
+    if new_vram then
+        redis.call('ZADD', by_type .. ':vram', new.vram, agent_id)
+        redis.call('ZADD', by_pool .. ':vram', new.vram, agent_id)
+    end
     if not old or old.cores ~= new.cores then
         redis.call('ZADD', by_type .. ':cores', new.cores, agent_id)
         if old then

@@ -1,31 +1,61 @@
--- Puts agents back as the record knows them, unless the index knows something newer.
+-- Puts agents back as the record knows them: heartbeat fields unless the index knows something newer, cordons
+-- unless one was set or lifted later.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV[1]  now in ms, empty for the server's time
 -- ARGV[2…] per agent: agent_id, last_id, boot_id, seq, retired boots (one "seq boot_id" a line), fingerprint,
---          status, wanted place, number of the strings that follow: field, value, field, value…
+--          status, place, machine, cordon (a document, empty for none), cordon's log id (empty for never any),
+--          when it expires in ms (empty for never), number of the strings that follow: field, value, …
 -- Result   number of agents put back
---!include common order ladder place
+--!include common order ladder place feed totals state
 
 local restored = 0
+
+local function newer(id, than)
+    return not than or than == '' or judge(than, nil, nil, nil, id, '', '', 0) ~= 'reordered'
+end
+
 local at = 2
 while at <= #ARGV do
-    local agent_id, last_id = ARGV[at], ARGV[at + 1]
-    local status, wanted = ARGV[at + 6], ARGV[at + 7]
-    local first, count = at + 9, tonumber(ARGV[at + 8])
+    local agent_id, last_id, status = ARGV[at], ARGV[at + 1], ARGV[at + 6]
+    local place, machine = ARGV[at + 7], ARGV[at + 8]
+    local cordon, cordon_id, expires_ms = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11]
+    local first, count = at + 13, tonumber(ARGV[at + 12])
     local key = agent_key(agent_id)
-    local old = redis.call('HMGET', key, 'last_id', 'indexed')
+    local state = read_state(agent_id)
+    local known = redis.call('HMGET', key, 'cordon', 'cordon_id')
+    local cordoned = known[1] and known[1] ~= '' or false
+    if cordon_id ~= '' and newer(cordon_id, known[2]) then
+        cordoned = cordon ~= ''
+        redis.call('HSET', key, 'cordon', cordon, 'cordon_id', cordon_id)
+        if cordoned then
+            redis.call('ZADD', prefix .. ':cordons', expires_ms ~= '' and expires_ms or '+inf', agent_id)
+        else
+            redis.call('ZREM', prefix .. ':cordons', agent_id)
+        end
+    end
+    local indexed
     -- By stream order alone: the recorded boots were judged when they were recorded.
-    if not old[1] or judge(old[1], nil, nil, nil, last_id, '', '', 0) == 'applied' then
-        local seen = math.min(tonumber((split_id(last_id))), now)
+    if not state or judge(state.last_id, nil, nil, nil, last_id, '', '', 0) == 'applied' then
+        indexed = scoped(place, status, cordoned)
         redis.call('HSET', key, 'last_id', last_id, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
-            'boots', ARGV[at + 4], 'fingerprint', ARGV[at + 5], 'indexed', wanted,
+            'boots', ARGV[at + 4], 'fingerprint', ARGV[at + 5], 'machine', machine, 'indexed', indexed,
             unpack(ARGV, first, first + count - 1))
         redis.call('PERSIST', key)
-        move(agent_id, old[2], wanted)
         for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
-        redis.call('ZADD', status == 'offline' and offline_key or seen_key, seen, agent_id)
+        redis.call('ZADD', status == 'offline' and offline_key or seen_key,
+            math.min(tonumber((split_id(last_id))), now), agent_id)
         restored = restored + 1
+    elseif state.cordoned ~= cordoned then
+        indexed = state.indexed ~= '' and scoped(state.indexed, state.status, cordoned) or ''
+        status, machine = state.status, state.machine
+        redis.call('HSET', key, 'indexed', indexed)
+    end
+    if indexed then
+        move(agent_id, state and state.indexed, indexed)
+        recount(state, {machine = machine, status = status, indexed = indexed, cordoned = cordoned})
+        local agent_type, pool = parse_machine(machine)
+        publish('capacity', agent_id, agent_type, pool, indexed, status)
     end
     at = first + count
 end

@@ -1,0 +1,75 @@
+-- Totals by type, pool and GPU type, kept with every change, so that nobody walks the fleet to add it up.
+-- An agent counts under what its hash said when it was counted: `machine` ("type pool gpu_type total_vram_gb
+-- physical_cores"), `status`, `indexed` and whether it is cordoned. Amounts of memory are whole MiB.
+
+local function mib(gb)
+    return math.floor(tonumber(gb) * 1024 + 0.5)
+end
+
+local function parse_machine(machine)
+    return string.match(machine, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+end
+
+local function add(key, field, amount)
+    if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
+end
+
+local function free_figures(indexed)
+    local vram, cores, scope = string.match(indexed or '', '^(%S+) (%d+) (%S+)')
+    if not vram or string.find(scope, ':', 1, true) then return 0, 0, 0 end
+    return 1, mib(vram), tonumber(cores)
+end
+
+local function count(sign, machine, status, indexed, cordoned)
+    local agent_type, pool, gpu, total, physical = parse_machine(machine)
+    local key = prefix .. ':' .. agent_type .. ':totals:' .. pool
+    add(key, gpu .. ':' .. status, sign)
+    if cordoned then add(key, gpu .. ':cordoned', sign) end
+    if status ~= 'offline' then
+        add(key, gpu .. ':vram_total_mib', sign * mib(total))
+        add(key, gpu .. ':cores_physical', sign * tonumber(physical))
+    end
+    local placeable, vram, cores = free_figures(indexed)
+    add(key, gpu .. ':placeable', sign * placeable)
+    add(key, gpu .. ':vram_available_mib', sign * vram)
+    add(key, gpu .. ':cores_available', sign * cores)
+end
+
+-- Which machines there are at all, for "never possible": shapes, pools and types with their numbers of agents.
+local function enroll(sign, machine)
+    local agent_type, pool, gpu, total, physical = parse_machine(machine)
+    local by_type = prefix .. ':' .. agent_type
+    local shape = total .. ' ' .. physical .. ' ' .. gpu
+    for key, field in pairs({
+        [prefix .. ':types'] = agent_type,
+        [by_type .. ':pools'] = pool,
+        [by_type .. ':shapes'] = shape,
+        [by_type .. ':pool:' .. pool .. ':shapes'] = shape,
+    }) do
+        if redis.call('HINCRBY', key, field, sign) <= 0 then redis.call('HDEL', key, field) end
+    end
+    if redis.call('HEXISTS', by_type .. ':pools', pool) == 0 then
+        redis.call('DEL', by_type .. ':totals:' .. pool)
+    end
+end
+
+-- Brings the totals from what an agent counted as to what it counts as now; nil for not at all.
+local function recount(old, new)
+    if old and new and old.machine == new.machine and old.status == new.status
+        and old.cordoned == new.cordoned then
+        if old.indexed == new.indexed then return end
+        local agent_type, pool, gpu = parse_machine(new.machine)
+        local key = prefix .. ':' .. agent_type .. ':totals:' .. pool
+        local placeable_before, vram_before, cores_before = free_figures(old.indexed)
+        local placeable, vram, cores = free_figures(new.indexed)
+        add(key, gpu .. ':placeable', placeable - placeable_before)
+        add(key, gpu .. ':vram_available_mib', vram - vram_before)
+        add(key, gpu .. ':cores_available', cores - cores_before)
+        return
+    end
+    local moved = not (old and new and old.machine == new.machine)
+    if new and moved then enroll(1, new.machine) end
+    if new then count(1, new.machine, new.status, new.indexed, new.cordoned) end
+    if old then count(-1, old.machine, old.status, old.indexed, old.cordoned) end
+    if old and moved then enroll(-1, old.machine) end
+end
