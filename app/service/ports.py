@@ -9,8 +9,11 @@ import msgspec
 
 from app.models.agent import AgentFilter, AgentHistory, AgentPage, RecordedState, RegisteredAgent
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
+from app.models.change import Change
+from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
+from app.models.insight import Explanation, Fit, PoolTotals
 from app.models.log import LogEntry
 
 RecordSession = Any
@@ -57,6 +60,61 @@ class HeartbeatLog(Protocol):
         ...
 
     async def load(self) -> IntakeLoad: ...
+
+
+class ChangeFeed(Protocol):
+    """The feed of visible changes, in Redis. Every call may raise IndexUnavailableError."""
+
+    async def newest(self) -> StreamId:
+        """The version that a reader who wants only what comes next starts after."""
+        ...
+
+    async def read(self, after: StreamId, *, block_s: float) -> list[Change]:
+        """What comes after a version, oldest first; empty after `block_s` without anything.
+
+        A reader whose version is no longer in the feed (trimmed, or lost with Redis's data) gets a `reset`
+        first, and then whatever there is.
+        """
+        ...
+
+
+class FleetInsight(Protocol):
+    """Answers about the whole fleet, from counts and slices. Every call may raise IndexUnavailableError."""
+
+    async def explain(self, query: CapacityQuery) -> Explanation: ...
+
+    async def fit(self, query: CapacityQuery) -> Fit:
+        """How many tasks of the size that the query's thresholds name; its limit and cursor do not matter."""
+        ...
+
+    async def summary(
+        self, *, agent_type: str | None = None, pool_name: str | None = None, limit: int, after: str | None = None
+    ) -> tuple[list[PoolTotals], str | None]:
+        """Totals by type, pool and GPU type, ordered by type and pool; the second value continues, None at the end.
+
+        `limit` counts pools, not rows.
+        """
+        ...
+
+
+class CordonIndex(Protocol):
+    """Cordons where they are enforced. Every call may raise IndexUnavailableError."""
+
+    async def cordon(self, agent_id: AgentId, cordon: Cordon) -> StreamId | None:
+        """In force when it returns; the id of its log entry, None for an agent that is not in the index."""
+        ...
+
+    async def uncordon(self, agent_id: AgentId) -> StreamId | None:
+        """None when it was not cordoned."""
+        ...
+
+
+class CordonRecord(Protocol):
+    """Cordons in the durable record. Every call may raise RecordUnavailableError."""
+
+    async def set_cordon(self, agent_id: AgentId, cordon: Cordon | None, *, position: StreamId) -> None:
+        """Keeps the cordon, or that it was lifted, unless a later entry already said otherwise. Idempotent."""
+        ...
 
 
 class CapacityRecord(Protocol):
