@@ -22,6 +22,7 @@ from app.record import migrate
 from tests.bench import report
 from tests.bench.filling import filling_pool
 from tests.bench.fleets import FLEETS, make_fleet
+from tests.bench.ingestion import Length, measure_ingestion
 from tests.bench.lookups import Effort, Grounds, measure_cell
 from tests.bench.machine import describe
 from tests.bench.oracle import WrongAnswerError
@@ -29,7 +30,7 @@ from tests.bench.peers import SERVER, Postgres
 from tests.bench.programs import api, environment_for
 from tests.bench.questions import QUESTIONS
 from tests.bench.results import Results
-from tests.servers import start_postgres, start_valkey
+from tests.servers import PostgresServer, start_postgres, start_valkey
 
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 MILLION_FLEETS: Final = ("mixed", "unlucky")
@@ -38,6 +39,8 @@ _QUICK_SIZE: Final = 10_000
 _QUICK: Final = Effort(rounds=2, block_s=0.01, load_rounds=1, load_s=0.3)
 _SMALL: Final = Effort(rounds=4, block_s=0.02, load_rounds=2, load_s=1.5)
 _WHOLE: Final = Effort(rounds=7, block_s=0.03, load_rounds=4, load_s=2.5)
+_QUICK_INGESTION: Final = Length(agents=2_000, rounds=1, single=400, batched=4_000, held_s=1.0, probes=20)
+_WHOLE_INGESTION: Final = Length(agents=100_000, rounds=2, single=10_000, batched=60_000, held_s=20.0, probes=200)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, console: Console) -> Results:
     started = time.monotonic()
-    cells = _cells(options)
+    cells = [] if options.only == "ingestion" else _cells(options)
+    with_ingestion = options.only != "lookups" and not (options.size or options.fleet or options.call)
     with ExitStack() as closing:
         progress = closing.enter_context(_progress(console))
-        task = progress.add_task("starting servers", total=len(cells))
-        grounds = closing.enter_context(_grounds())
+        task = progress.add_task("starting servers", total=len(cells) + with_ingestion)
+        server = closing.enter_context(start_postgres(config=SERVER))
+        grounds = closing.enter_context(_grounds(server))
         results = Results(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             whole=False,
@@ -84,6 +89,15 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             results.loads.extend(cell.loads)
             results.checked += cell.checked
             progress.advance(task)
+        if with_ingestion:
+            results.ingestion = measure_ingestion(
+                grounds,
+                server,
+                _QUICK_INGESTION if options.quick else _WHOLE_INGESTION,
+                tell=lambda what: progress.update(task, description=f"ingestion: {what}"),
+            )
+            results.checked += results.ingestion.checked
+            progress.advance(task)
     results.took_s = round(time.monotonic() - started, 1)
     return results
 
@@ -95,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--call", type=_calls, help="top 10, top 1, count …, or several with semicolons; default: all"
     )
+    parser.add_argument("--only", choices=("lookups", "ingestion"), help="leave out the other half")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--quick", action="store_true", help="10k only, for correctness rather than times")
     parser.add_argument("--at-rest", action="store_true", help="leave out what is measured under load")
@@ -143,11 +158,10 @@ def _effort(options: argparse.Namespace, size: int) -> Effort:
 
 
 @contextmanager
-def _grounds() -> Iterator[Grounds]:
+def _grounds(server: PostgresServer) -> Iterator[Grounds]:
     with ExitStack() as closing:
-        # Sixteen bytes of a fleet's file are worth nothing after the run: no persistence, else server defaults.
+        # No persistence; everything else as the server's defaults have it.
         valkey = closing.enter_context(start_valkey())
-        server = closing.enter_context(start_postgres(config=SERVER))
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="hr-bench-")))
         record_url = f"sqlite+aiosqlite:///{directory / 'record.db'}"
         asyncio.run(migrate(record_url))

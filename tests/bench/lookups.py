@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -284,18 +285,17 @@ class _Phases:
     ) -> None:
         store, source = self._store, self._store.source
         longest_s = _SETTLE_S + load_s + 3 * measurement.turn_s(sides, questions) + 1.0
-        source.prepare(self._fleet, per_s=self._wanted_per_s, for_s=longest_s)
+        source.prepare(self._fleet, math.ceil(self._wanted_per_s * longest_s), per_s=self._wanted_per_s)
         before = source.sent
         started = time.perf_counter()
         source.go()
         time.sleep(_SETTLE_S)
         for _ in until(started + _SETTLE_S + load_s):
             measurement.turn(sides, questions)
-        measured_until = time.perf_counter()
         sent = source.stop()
         self._behind = max(self._behind, store.behind())
         self._sent += source.sent - before
-        self._took_s += min(measured_until, sent.at[-1]) - started
+        self._took_s += sent.at[-1] - sent.at[0]
         store.settle()
         measurement.check(sent)
         # Everything is applied now, and there is one right answer again.

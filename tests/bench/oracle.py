@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from copy import copy
+from itertools import zip_longest
 from typing import Final
 
 import msgspec
@@ -82,6 +83,10 @@ class Oracle:
         while self.applied < applied:
             self.advance()
 
+    def pass_over(self, heartbeats: int) -> None:
+        """Counts heartbeats that repeated what was reported before."""
+        self.applied += heartbeats
+
     def answer(self, question: Question, turn: int = 0) -> Answer:
         """The right answer now, ties by descending id."""
         if question.kind == "one":
@@ -103,10 +108,10 @@ class Oracle:
             before = self._stamp(asked)
             while self._stamp(asked) == before:
                 if self.applied >= sent:
+                    difference = _difference(asked.answer, self.answer(asked.question, asked.turn))
                     raise WrongAnswerError(
-                        f"{asked.side} answered {asked.question.name} wrongly in the fleet {self._fleet.name} of "
-                        f"{self._fleet.size}: {_short(asked.answer)}; right now it were "
-                        f"{_short(self.answer(asked.question, asked.turn))}"
+                        f"{asked.side}, {asked.question.name}, {self._fleet.size:,} agents of the fleet "
+                        f"{self._fleet.name} after {self.applied:,} heartbeats: {difference}"
                     )
                 self.advance()
 
@@ -152,8 +157,10 @@ def fits(figures: Figures, vram_gb: float, cores: int) -> bool:
     return figures.vram_gb >= vram_gb and figures.cores >= cores
 
 
-def _short(answer: Answer) -> str:
-    if isinstance(answer, int):
-        return str(answer)
-    rows = ", ".join(f"({row[0][:8]} {row[2]} GB {row[3]} cores load {row[4]})" for row in answer[:3])
-    return f"{len(answer)} rows [{rows}{', …' if len(answer) > 3 else ''}]"
+def _difference(answer: Answer, right: Answer) -> str:
+    if isinstance(answer, int) or isinstance(right, int):
+        return f"{answer} instead of {right}"
+    for place, (got, wanted) in enumerate(zip_longest(answer, right), start=1):
+        if got != wanted:
+            return f"row {place} is {got} instead of {wanted}"
+    return "the rows are right, but not one of another"

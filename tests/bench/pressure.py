@@ -27,6 +27,7 @@ from app.models.heartbeat import encode
 from tests.bench.filling import spawning
 from tests.bench.fleets import Fleet
 from tests.bench.peers import JSON, PeerTable, metrics_document, plain_url
+from tests.bench.web import HttpConnection, post
 
 INTERVAL_S: Final = 30.0
 """How often an agent reports."""
@@ -34,13 +35,14 @@ INTERVAL_S: Final = 30.0
 MOST_PER_S: Final = 3_334.0
 """More than this one machine with two cores cannot both send and apply."""
 
-_STREAM_TICK_S: Final = 0.02
-_UPDATE_TICK_S: Final = 0.1
 _END_S: Final = 20.0
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """When (`perf_counter`, the same in all processes) how many heartbeats had been sent or were being sent."""
+    """When (`perf_counter`, the same in all processes) how many heartbeats had been sent or were being sent.
+
+    The first moment is that of the start, the last one that of the last answer or of the stop.
+    """
 
     at: list[float]
     count: list[int]
@@ -52,15 +54,19 @@ class Sent(msgspec.Struct, frozen=True):
 
     @property
     def before(self) -> int:
-        return self.count[0] if self.count else 0
+        return self.count[0]
+
+    @property
+    def per_s(self) -> float:
+        return (self.count[-1] - self.count[0]) / (self.at[-1] - self.at[0])
 
 
 class Preparation(msgspec.Struct, frozen=True):
-    """The next heartbeats to make ready: those from `first` on, in slices."""
+    """The next heartbeats to make ready: `count` of them from `first` on, in slices, one a tick."""
 
     fleet: Fleet
     first: int
-    slices: int
+    count: int
     slice_size: int
     tick_s: float
     changing: bool = True
@@ -70,7 +76,9 @@ class Preparation(msgspec.Struct, frozen=True):
 class Source:
     """A process that sends the fleet's heartbeats in order, agent by agent, at a steady rate."""
 
-    tick_s: float
+    tick_s: float = 0.02
+    slice_size: int = 0
+    """How many heartbeats at once; 0: as many as make a tick."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         self._pipe, theirs = spawning.Pipe()
@@ -79,12 +87,12 @@ class Source:
         theirs.close()
         self.sent = 0
 
-    def prepare(self, fleet: Fleet, *, per_s: float, for_s: float, changing: bool = True) -> None:
+    def prepare(self, fleet: Fleet, count: int, *, per_s: float, changing: bool = True) -> None:
         """Makes the next heartbeats ready; they go on where the last ones sent ended."""
-        slice_size = max(1, round(per_s * self.tick_s))
+        slice_size = self.slice_size or max(1, round(per_s * self.tick_s))
         # Small fleets report less often than once a tick.
         tick_s = slice_size / per_s
-        self._pipe.send(Preparation(fleet, self.sent, max(1, round(for_s / tick_s)), slice_size, tick_s, changing))
+        self._pipe.send(Preparation(fleet, self.sent, count, slice_size, tick_s, changing))
         self._answer()
 
     def go(self) -> None:
@@ -133,8 +141,6 @@ class Source:
 class StreamSource(Source):
     """Adds heartbeats to the stream."""
 
-    tick_s = _STREAM_TICK_S
-
     def __init__(self, redis_url: str) -> None:
         super().__init__(send_to_stream, redis_url)
 
@@ -142,10 +148,18 @@ class StreamSource(Source):
 class UpdateSource(Source):
     """Updates a peer's table, a batch per tick."""
 
-    tick_s = _UPDATE_TICK_S
+    tick_s = 0.1
 
     def __init__(self, database_url: str, table: PeerTable) -> None:
         super().__init__(send_updates, database_url, table)
+
+
+class PostSource(Source):
+    """Posts heartbeats to the API, some requests at once, each with `per_request` heartbeats."""
+
+    def __init__(self, port: int, *, per_request: int, at_once: int) -> None:
+        self.slice_size = per_request * at_once
+        super().__init__(post_to_api, port, per_request, at_once)
 
 
 def send_to_stream(pipe: Connection, redis_url: str) -> None:
@@ -154,10 +168,10 @@ def send_to_stream(pipe: Connection, redis_url: str) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reader = hiredis.Reader()
 
-        def send(slice_size: int, commands: bytes) -> None:
+        def send(heartbeats: int, commands: bytes) -> None:
             connection.sendall(commands)
             answered = 0
-            while answered < slice_size:
+            while answered < heartbeats:
                 reply = reader.gets()
                 if reply is False:
                     reader.feed(connection.recv(262_144))
@@ -169,10 +183,10 @@ def send_to_stream(pipe: Connection, redis_url: str) -> None:
         _serve(pipe, _stream_slice, send)
 
 
-def _stream_slice(prepared: Preparation, first: int) -> bytes:
+def _stream_slice(prepared: Preparation, beats: range) -> bytes:
     stream = Keys().heartbeats
     commands = []
-    for n in range(first, first + prepared.slice_size):
+    for n in beats:
         number, beat = n % prepared.fleet.size, n // prepared.fleet.size + 1
         heartbeat = prepared.fleet.heartbeat(number, beat if prepared.changing else 0, seq=beat)
         command: tuple[str | bytes, ...] = ("XADD", stream, "*", "heartbeat", encode(heartbeat))
@@ -180,15 +194,40 @@ def _stream_slice(prepared: Preparation, first: int) -> bytes:
     return b"".join(commands)
 
 
+def post_to_api(pipe: Connection, port: int, per_request: int, at_once: int) -> None:
+    connections = [HttpConnection(port) for _ in range(at_once)]
+
+    def prepare(prepared: Preparation, beats: range) -> list[bytes]:
+        starts = range(0, len(beats), per_request)
+        return [_request(prepared.fleet, beats[start : start + per_request]) for start in starts]
+
+    def send(_heartbeats: int, requests: list[bytes]) -> None:
+        used = connections[: len(requests)]
+        for connection, request in zip(used, requests, strict=True):
+            connection.send(request)
+        for connection in used:
+            connection.receive()
+
+    _serve(pipe, prepare, send)
+
+
+def _request(fleet: Fleet, beats: range) -> bytes:
+    heartbeats = [fleet.heartbeat(n % fleet.size, n // fleet.size + 1) for n in beats]
+    if len(heartbeats) == 1:
+        path = f"/api/v1/agents/{heartbeats[0].agent_id}/heartbeat"
+        return post(path, msgspec.json.encode(heartbeats[0]))
+    return post("/api/v1/heartbeats", msgspec.json.encode({"heartbeats": heartbeats}))
+
+
 def send_updates(pipe: Connection, database_url: str, table: PeerTable) -> None:
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(plain_url(database_url)))
         statement = runner.run(connection.prepare(table.upsert))
 
-        def prepare(prepared: Preparation, first: int) -> list[list[Any]]:
-            return _update_slice(prepared, first, with_documents=table.name == JSON.name)
+        def prepare(prepared: Preparation, beats: range) -> list[list[Any]]:
+            return _update_slice(prepared, beats, with_documents=table.name == JSON.name)
 
-        def send(_slice_size: int, columns: list[list[Any]]) -> None:
+        def send(_heartbeats: int, columns: list[list[Any]]) -> None:
             columns[1] = [datetime.now(UTC)] * len(columns[0])
             runner.run(statement.fetch(*columns))
 
@@ -196,14 +235,14 @@ def send_updates(pipe: Connection, database_url: str, table: PeerTable) -> None:
         runner.run(connection.close())
 
 
-def _update_slice(prepared: Preparation, first: int, *, with_documents: bool) -> list[list[Any]]:
+def _update_slice(prepared: Preparation, beats: range, *, with_documents: bool) -> list[list[Any]]:
     fleet = prepared.fleet
-    beats = [(n % fleet.size, n // fleet.size + 1) for n in range(first, first + prepared.slice_size)]
-    # In one statement an agent can be updated once; a tick of a tiny fleet never goes round it twice.
-    figures = [fleet.figures(*beat) for beat in beats]
-    documents = [metrics_document(fleet, *beat) if with_documents else "" for beat in beats]
+    # One statement can update an agent once only; no tick is so long that it goes round a fleet.
+    reports = [(n % fleet.size, n // fleet.size + 1) for n in beats]
+    figures = [fleet.figures(*report) for report in reports]
+    documents = [metrics_document(fleet, *report) if with_documents else "" for report in reports]
     return [
-        [fleet.agent_id(number) for number, _ in beats],
+        [fleet.agent_id(number) for number, _ in reports],
         [],
         [each.vram_gb for each in figures],
         [each.cores for each in figures],
@@ -212,15 +251,19 @@ def _update_slice(prepared: Preparation, first: int, *, with_documents: bool) ->
     ]
 
 
-def _serve(pipe: Connection, prepare: Callable[[Preparation, int], Any], send: Callable[[int, Any], None]) -> None:
+def _serve(
+    pipe: Connection, prepare: Callable[[Preparation, range], Any], send: Callable[[int, Any], None]
+) -> None:
     """Runs until the other end of the pipe is closed."""
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             prepared: Preparation | str = pipe.recv()
             if isinstance(prepared, str):
                 continue  # a stop that crossed the end of what was prepared
-            size = prepared.slice_size
-            slices = [prepare(prepared, prepared.first + i * size) for i in range(prepared.slices)]
+            beats = range(prepared.first, prepared.first + prepared.count)
+            starts = range(0, len(beats), prepared.slice_size)
+            parts = [beats[start : start + prepared.slice_size] for start in starts]
+            slices = [(len(part), prepare(prepared, part)) for part in parts]
             pipe.send("prepared")
             pipe.recv()
             try:
@@ -230,16 +273,18 @@ def _serve(pipe: Connection, prepare: Callable[[Preparation, int], Any], send: C
 
 
 def _send_all(
-    pipe: Connection, prepared: Preparation, slices: list[Any], send: Callable[[int, Any], None]
+    pipe: Connection, prepared: Preparation, slices: list[tuple[int, Any]], send: Callable[[int, Any], None]
 ) -> Sent:
     at, count = [time.perf_counter()], [prepared.first]
     started = at[0]
-    for i, each in enumerate(slices):
+    for i, (heartbeats, each) in enumerate(slices):
         wait_s = started + i * prepared.tick_s - time.perf_counter()
         if pipe.poll(max(0.0, wait_s)):
             pipe.recv()
-            return Sent(at, count)
+            break
         at.append(time.perf_counter())
-        count.append(prepared.first + (i + 1) * prepared.slice_size)
-        send(prepared.slice_size, each)
+        count.append(count[-1] + heartbeats)
+        send(heartbeats, each)
+    at.append(time.perf_counter())
+    count.append(count[-1])
     return Sent(at, count)

@@ -154,14 +154,19 @@ class Groups:
     """How far the two groups are behind the stream."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=SLOW_REDIS_S)
+        self._client = redis.Redis.from_url(url, socket_timeout=SLOW_REDIS_S)
         self._stream = Keys().heartbeats
 
     def behind(self, group: str) -> int:
-        """Entries that the group has not read or not acknowledged."""
+        """Entries that the group has not read or not acknowledged; at least 1 while there are any."""
+        last_id = self._client.xinfo_stream(self._stream)["last-generated-id"]
         for found in self._client.xinfo_groups(self._stream):
-            if found["name"] == group:
-                return int(found["lag"] or 0) + int(found["pending"])
+            if found["name"] == group.encode():
+                unread = int(found["lag"] or 0)
+                # After entries were deleted the server may not know how many are left.
+                if not unread and found["last-delivered-id"] != last_id:
+                    unread = 1
+                return unread + int(found["pending"])
         return 0
 
     def until_drained(self, *groups: str, timeout_s: float = 120.0) -> None:

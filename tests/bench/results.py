@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Line, Load
 
 
@@ -27,3 +28,4 @@ class Results(msgspec.Struct, kw_only=True):
     checked: int = 0
     lines: list[Line] = []
     loads: list[Load] = []
+    ingestion: Ingestion | None = None

@@ -100,7 +100,7 @@ class IndexSide:
 
     def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
         if question.kind == "one":
-            return timed(lambda turn: self._get(AgentId(self._asked_ids[turn % len(self._asked_ids)])), turns)
+            return timed(lambda turn: self.agent(AgentId(self._asked_ids[turn % len(self._asked_ids)])), turns)
         query = CapacityQuery(
             min_gpu_vram_gb=question.min_vram_gb, min_cpu_cores=question.min_cores, limit=question.limit
         )
@@ -136,7 +136,7 @@ class IndexSide:
         rows = [read_row(agent_id, AGENT_TYPE, document, seen_ms) for agent_id, seen_ms, document in found.rows]
         return rows, found.total
 
-    def _get(self, agent_id: AgentId) -> AgentCapacity | None:
+    def agent(self, agent_id: AgentId) -> AgentCapacity | None:
         return parse_get(
             agent_id,
             self._run(

@@ -22,6 +22,13 @@ class HttpConnection:
     def exchange(self, request: bytes) -> tuple[bytes, bytes]:
         """Returns head and body of the answer. Raises ConnectionError unless its status is 200 or 202."""
         self._socket.sendall(request)
+        return self.receive()
+
+    def send(self, request: bytes) -> None:
+        self._socket.sendall(request)
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """The answer to the request sent last; see `exchange`."""
         received = self._receive()
         while (end := received.find(b"\r\n\r\n")) < 0:
             received += self._receive()
