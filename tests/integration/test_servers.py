@@ -13,6 +13,7 @@ import psutil
 import pytest
 import redis
 
+from tests import postgres_install
 from tests.servers import PostgresServer, ServerFailedError, start_postgres, start_valkey, wait_until
 
 
@@ -77,6 +78,13 @@ def test_postgres_survives_kill_pause_and_restart(*, from_wheel: bool) -> None:
         assert server.sql("SELECT n FROM kept") == "7"
         server.restart()
         assert server.sql("SELECT n FROM kept") == "7"
+
+
+def test_the_wheel_s_postgres_runs_from_a_copy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it must where root keeps the checkout in a folder that no other user may enter."""
+    monkeypatch.setattr(postgres_install, "others_may_enter", lambda path: not path.match("*/bin"))
+    with start_postgres(from_wheel=True) as server:
+        assert server.sql("SELECT 7") == "7"
 
 
 def test_servers_end_with_a_killed_test_run() -> None:
