@@ -88,6 +88,13 @@ class BacklogFullError(UnavailableError):
     default_detail = "Too many heartbeats are waiting to be applied"
 
 
+class UnexpectedAnswerError(HeadroomError):
+    """A planner's client was answered by something that is not the Headroom it knows."""
+
+    code = "unexpected_answer"
+    default_detail = "The server's answer is not one of Headroom's"
+
+
 class UndecodableEntryError(HeadroomError):
     """A log entry that no retry can make readable; it belongs in the dead-letter stream."""
 

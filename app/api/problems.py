@@ -131,6 +131,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "internal_error": 500,
     "startup_refused": 500,
     "undecodable_entry": 500,
+    "unexpected_answer": 500,
     "unavailable": 503,
     "index_unavailable": 503,
     "index_rebuilding": 503,

@@ -1,0 +1,217 @@
+"""The planner's client for threads; `app.client` is its front door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+from uuid import UUID
+
+from app.client.query import check_search, query_of
+from app.client.route import Route
+from app.client.transport import Transport, open_transport
+from app.errors import AgentNotFoundError, UnavailableError
+from app.models.capacity import AgentCapacity, AvailableCapacity, CapacityPage, CapacityQuery, GpuType
+from app.models.identity import DEFAULT_AGENT_TYPE, parse_agent_id
+
+T = TypeVar("T")
+
+
+class CapacityClient:
+    """Asks which agents have room. Make one per process and keep it: it keeps its connections.
+
+    Example:
+        >>> with CapacityClient("redis://127.0.0.1:6390") as client:
+        ...     best = client.find(min_gpu_vram_gb=40, limit=1)
+        >>> best[0].gpu_vram_available_gb, best[0].cpu_cores_available, best[0].pool_name
+        (80.0, 64, 'training')
+
+    Threads may share a client: each call in progress has a connection of its own, so there are as many as calls
+    were ever in progress at once, and none waits for another. After a fork the child makes its own connections.
+    Lookups change nothing, so a call whose kept connection turns out to be closed is repeated on a new one;
+    nothing else is ever repeated.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://` for the index (redis-py's URLs: user, password, database),
+            `http://` or `https://` for the API, with a path before `/api` if it has one. The proxies of the
+            environment are not used.
+        fallback: another URL, asked when the first is away: it does not answer, refuses, or is being rebuilt.
+            The next two seconds of calls go to it at once.
+        timeout_s: longest wait for one answer of a server, and for a connection to it. A search of very many
+            agents takes several answers.
+
+    Raises:
+        ValueError: a URL of another kind.
+    """
+
+    def __init__(self, url: str, *, fallback: str | None = None, timeout_s: float = 1.0) -> None:
+        urls = [url] if fallback is None else [url, fallback]
+        self._route: Route[Transport] = Route([open_transport(way, timeout_s=timeout_s) for way in urls])
+        self._closed = False
+
+    def find(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+        gpu_type: GpuType | str | None = None,
+        min_memory_gb: float = 0.0,
+        max_age_s: float | None = None,
+        limit: int | None = None,
+    ) -> list[AvailableCapacity]:
+        """Online agents with at least that much free, most free GPU memory first.
+
+        An agent is in the answer only if it has been heard of lately (`HEADROOM_OFFLINE_AFTER_S`), whether or
+        not anybody has noticed its silence yet. Equal agents come in the order of descending ids.
+
+        Example:
+            >>> for agent in client.find(8, 4, pool_name="default"):
+            ...     print(agent.agent_id[-4:], agent.gpu_vram_available_gb, agent.cpu_cores_available)
+            0003 24.0 12
+            0002 16.0 8
+            0001 12.0 4
+            >>> [agent.pool_name for agent in client.find(gpu_type="nvidia", min_memory_gb=64, max_age_s=30)]
+            ['training']
+            >>> client.find(min_gpu_vram_gb=1000)
+            []
+
+        Args:
+            min_gpu_vram_gb: free memory of one GPU, in GiB.
+            min_cpu_cores: free cores.
+            agent_type: kind of agent.
+            pool_name: only agents of this pool.
+            gpu_type: only agents with this kind of GPU.
+            min_memory_gb: free main memory, in GiB.
+            max_age_s: only agents heard of within so many seconds.
+            limit: most agents in the answer; None for all. What a search costs grows with it.
+
+        Raises:
+            InvalidQueryError: an argument that no search can have; nothing was sent.
+            UnavailableError: nobody can answer now; `retry_after_s` says when to try again.
+        """
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=gpu_type,
+            min_memory_gb=min_memory_gb,
+            max_age_s=max_age_s,
+            limit=limit,
+        )
+        return self._ask(lambda way: way.find(query)).agents
+
+    def search(self, query: CapacityQuery) -> CapacityPage:
+        """`find` for who wants to know more: where the answer comes from, how old it may be, if there is more.
+
+        Example:
+            >>> page = client.search(CapacityQuery(min_gpu_vram_gb=12.0, limit=2))
+            >>> len(page.agents), page.more, page.total, page.source
+            (2, True, 4, 'index')
+
+        Raises:
+            InvalidQueryError: what `find` would refuse, or a query with `after`: pages are followed for you.
+            UnavailableError: as in `find`.
+        """
+        check_search(query)
+        return self._ask(lambda way: way.find(query, with_total=query.counted))
+
+    def count(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+        gpu_type: GpuType | str | None = None,
+        min_memory_gb: float = 0.0,
+        max_age_s: float | None = None,
+    ) -> int:
+        """How many agents `find` would list, without listing them.
+
+        Thresholds and pool are counted by the index at once, however many they are; agents that fell silent in
+        the last second or so may still be among them. With any other filter the agents are looked at one by one,
+        as in a search for all of them, and the number is exact.
+
+        Example:
+            >>> client.count(), client.count(8, 8), client.count(pool_name="training")
+            (5, 3, 1)
+
+        Raises:
+            InvalidQueryError: as in `find`.
+            UnavailableError: as in `find`.
+        """
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=gpu_type,
+            min_memory_gb=min_memory_gb,
+            max_age_s=max_age_s,
+            limit=None,
+        )
+        return self._ask(lambda way: way.count(query))
+
+    def get(self, agent_id: str | UUID) -> AgentCapacity:
+        """One agent, of whatever type, online or not; a silent one reads `offline`.
+
+        Example:
+            >>> agent = client.get("00000000-0000-4000-8000-000000000004")
+            >>> agent.status, agent.gpu_vram_available_gb, agent.gpu_type
+            (<AgentStatus.ONLINE: 'online'>, 80.0, <GpuType.NVIDIA: 'nvidia'>)
+            >>> client.get("00000000-0000-4000-8000-0000000000ff")
+            Traceback (most recent call last):
+            app.errors.AgentNotFoundError: Agent not found
+
+        Raises:
+            InvalidAgentIdError: not a UUID; nothing was sent.
+            AgentNotFoundError: no such agent.
+            UnavailableError: as in `find`.
+        """
+        wanted = parse_agent_id(agent_id)
+        agent = self._ask(lambda way: way.get(wanted))
+        if agent is None:
+            raise AgentNotFoundError
+        return agent
+
+    def ping(self) -> None:
+        """One round trip that asks for nothing: what every other call takes at least.
+
+        Raises:
+            UnavailableError: no server answers.
+        """
+        self._ask(lambda way: way.ping())
+
+    def close(self) -> None:
+        """Closes the connections; those of calls in progress when these end."""
+        self._closed = True
+        for way in self._route.ways:
+            way.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, call: Callable[[Transport], T]) -> T:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        route, away = self._route, []
+        for way in route.order():
+            try:
+                answer = call(way)
+            except UnavailableError as error:
+                route.failed(way)
+                away.append(error)
+            else:
+                route.answered(way)
+                return answer
+        if len(away) > 1:
+            raise away[1] from away[0]
+        raise away[0]

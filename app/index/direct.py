@@ -1,0 +1,250 @@
+"""Lookups straight from Redis without settings or service: what a planner's client runs on.
+
+Each call has a connection to itself and knows that connection's epoch, so an ordinary lookup is one round trip.
+redis-py's client and pool stay out of the way: they cost as much time as the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import redis.asyncio as aredis
+from redis import Connection, ConnectionPool
+from redis import exceptions as redis_errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.errors import HeadroomError
+from app.index.clock import IndexClock, ServerClock
+from app.index.keys import Keys
+from app.index.lookup import Lookups
+from app.index.session import Commands, Session, domain_error, skip
+from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
+from app.models.identity import AgentId
+
+T = TypeVar("T")
+
+Conversation = Callable[[Session], Commands[T]]
+
+_FAULTS: Final = (redis_errors.RedisError, OSError)
+
+
+def _lookups(clock: IndexClock | None) -> Lookups:
+    return Lookups(Keys(), ServerClock() if clock is None else clock, offline_after_ms=None, skip=skip)
+
+
+class _Link:
+    """One blocking connection with what it knows of its server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Any = connection  # redis-py leaves its methods untyped
+        self.session = Session(Keys())
+
+    def run(self, commands: Commands[T]) -> T:
+        connection = self.connection
+        try:
+            command = next(commands)
+            while True:
+                connection.send_command(*command)
+                try:
+                    reply = connection.read_response()
+                except redis_errors.ResponseError as error:
+                    command = commands.throw(error)
+                else:
+                    command = commands.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+class DirectIndex:
+    """Blocking lookups on one shard. Threads may share it: each call takes a connection of its own.
+
+    A forked child makes its own connections; those of its parent stay the parent's.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
+        pool = ConnectionPool.from_url(url)
+        self._connection_class = pool.connection_class
+        self._options = pool.connection_kwargs | _options(timeout_s)
+        self._lookups = _lookups(clock)
+        self._closed = False
+        self._pid = os.getpid()
+        # Taking from and adding to a deque is atomic: no lock.
+        self._idle: deque[_Link] = deque()
+
+    def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
+        return self._run(lambda session: session.run(self._lookups.find(query, with_total=with_total)))
+
+    def get(self, agent_id: AgentId) -> AgentCapacity | None:
+        return self._run(lambda session: session.run(self._lookups.get(agent_id)))
+
+    def count(self, query: CapacityQuery) -> int:
+        return self._run(lambda session: session.run(self._lookups.count(query)))
+
+    def ping(self) -> None:
+        self._run(lambda session: session.ping())
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop_idle()
+
+    def _run(self, conversation: Conversation[T]) -> T:
+        if os.getpid() != self._pid:
+            self._pid, self._idle = os.getpid(), deque()
+        link = self._take_idle()
+        if link is None:
+            return self._run_anew(conversation)
+        try:
+            return self._run_on(link, conversation)
+        except redis_errors.ConnectionError:
+            # The server restarted, or cut an idle connection; the others are as old. Lookups may be repeated.
+            self._drop_idle()
+            return self._run_anew(conversation)
+        except _FAULTS as error:
+            raise domain_error(error) from error
+
+    def _run_anew(self, conversation: Conversation[T]) -> T:
+        try:
+            return self._run_on(_Link(self._connection_class(**self._options)), conversation)
+        except _FAULTS as error:
+            raise domain_error(error) from error
+
+    def _run_on(self, link: _Link, conversation: Conversation[T]) -> T:
+        try:
+            answer = link.run(conversation(link.session))
+        except HeadroomError:
+            self._give_back(link)
+            raise
+        except BaseException:
+            # A reply may still be on its way: nothing else may be read from this connection.
+            link.connection.disconnect()
+            raise
+        self._give_back(link)
+        return answer
+
+    def _give_back(self, link: _Link) -> None:
+        self._idle.append(link)
+        if self._closed:
+            self._drop_idle()
+
+    def _take_idle(self) -> _Link | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _drop_idle(self) -> None:
+        while (link := self._take_idle()) is not None:
+            link.connection.disconnect()
+
+
+class _AsyncLink:
+    """One asyncio connection with what it knows of its server."""
+
+    def __init__(self, connection: aredis.connection.AbstractConnection) -> None:
+        self.connection: Any = connection
+        self.session = Session(Keys())
+
+    async def run(self, commands: Commands[T], timeout_s: float) -> T:
+        connection = self.connection
+        try:
+            command = next(commands)
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await connection.send_command(*command)
+                        reply = await connection.read_response()
+                except redis_errors.ResponseError as error:
+                    command = commands.throw(error)
+                else:
+                    command = commands.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+class AsyncDirectIndex:
+    """Lookups on one shard for one event loop. Tasks may share it: each call takes a connection of its own."""
+
+    def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
+        pool = aredis.ConnectionPool.from_url(url)
+        self._connection_class = pool.connection_class
+        # The timeouts of redis-py cost a task a call; one around each round trip does.
+        self._options = pool.connection_kwargs | _options(None)
+        self._timeout_s = timeout_s
+        self._lookups = _lookups(clock)
+        self._closed = False
+        self._idle: list[_AsyncLink] = []
+
+    async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
+        return await self._run(lambda session: session.run(self._lookups.find(query, with_total=with_total)))
+
+    async def get(self, agent_id: AgentId) -> AgentCapacity | None:
+        return await self._run(lambda session: session.run(self._lookups.get(agent_id)))
+
+    async def count(self, query: CapacityQuery) -> int:
+        return await self._run(lambda session: session.run(self._lookups.count(query)))
+
+    async def ping(self) -> None:
+        await self._run(lambda session: session.ping())
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._drop_idle()
+
+    async def _run(self, conversation: Conversation[T]) -> T:
+        if not self._idle:
+            return await self._run_anew(conversation)
+        try:
+            return await self._run_on(self._idle.pop(), conversation)
+        except redis_errors.ConnectionError:
+            # As in DirectIndex.
+            await self._drop_idle()
+            return await self._run_anew(conversation)
+        except _FAULTS as error:
+            raise domain_error(error) from error
+
+    async def _run_anew(self, conversation: Conversation[T]) -> T:
+        try:
+            return await self._run_on(_AsyncLink(self._connection_class(**self._options)), conversation)
+        except _FAULTS as error:
+            raise domain_error(error) from error
+
+    async def _run_on(self, link: _AsyncLink, conversation: Conversation[T]) -> T:
+        try:
+            answer = await link.run(conversation(link.session), self._timeout_s)
+        except HeadroomError:
+            await self._give_back(link)
+            raise
+        except BaseException:
+            # As in DirectIndex; a cancelled call leaves its reply behind just as well.
+            await link.connection.disconnect(nowait=True)
+            raise
+        await self._give_back(link)
+        return answer
+
+    async def _give_back(self, link: _AsyncLink) -> None:
+        self._idle.append(link)
+        if self._closed:
+            await self._drop_idle()
+
+    async def _drop_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().connection.disconnect(nowait=True)
+
+
+def _options(timeout_s: float | None) -> dict[str, Any]:
+    """What every connection of a planner is like, whatever its URL says."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": "headroom-client",
+        "decode_responses": False,
+        "protocol": 2,
+    }

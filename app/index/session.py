@@ -1,0 +1,105 @@
+"""What a planner's connection says to Redis: lookups as bare commands, for blocking and asyncio connections."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Generator
+from typing import Any, Final, TypeVar
+
+from redis import exceptions as redis_errors
+
+from app.errors import HeadroomError, IndexRebuildingError, IndexUnavailableError
+from app.index.connect import is_not_now
+from app.index.epoch import trusted_epoch
+from app.index.keys import Keys
+from app.index.lookup import Steps, Trusting
+from app.index.scripts import Argument, Call
+from app.models.identity import AgentId
+
+T = TypeVar("T")
+
+Commands = Generator[tuple[Argument, ...], Any, T]
+"""A conversation as the commands it sends: send it the replies, throw server errors into it."""
+
+_RUN_ID: Final = re.compile(rb"run_id:(\w+)")
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """What one connection knows of its server: which run of it this is, and which epoch to trust.
+
+    A connection ends with its server, so nothing here outlives a restart or a failover.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._run_id: str | None = None
+        self._epoch: str | None = None
+
+    def run(self, steps: Steps[T]) -> Commands[T]:
+        """Raises IndexRebuildingError while there is no epoch to trust."""
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            reply = yield from (self._tidy(step) if isinstance(step, Call) else self._trusting(step))
+
+    @staticmethod
+    def ping() -> Commands[None]:
+        yield ("PING",)
+
+    def _trusting(self, make_call: Trusting) -> Commands[Any]:
+        for _ in range(2):
+            if self._epoch is None:
+                yield from self._learn((yield ("GET", self._keys.epoch)))
+            reply = yield from _script(make_call(self._epoch or ""))
+            if reply[0] != b"epoch":
+                return reply
+            yield from self._learn(reply[1])
+        raise IndexRebuildingError
+
+    def _learn(self, epoch: bytes | None) -> Commands[None]:
+        self._epoch = None
+        if self._run_id is None:
+            found = _RUN_ID.search((yield ("INFO", "server")))
+            self._run_id = found[1].decode() if found else ""
+        self._epoch = trusted_epoch(epoch or b"", self._run_id)
+
+    @staticmethod
+    def _tidy(call: Call) -> Commands[Any]:
+        try:
+            return (yield from _script(call))
+        except redis_errors.ResponseError as error:
+            # A user who may only read: the lookup goes on past the silent agents.
+            _log.debug("Silent agents stay where they are: %s", error)
+            return None
+
+
+def _script(call: Call) -> Commands[Any]:
+    script = call.script
+    try:
+        return (yield ("EVALSHA", script.sha, 1, call.prefix, *call.arguments))
+    except redis_errors.NoScriptError:
+        return (yield ("EVAL", script.source, 1, call.prefix, *call.arguments))
+
+
+def domain_error(error: Exception) -> HeadroomError:
+    """What a planner is told of a fault of Redis or of the way to it."""
+    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+        return IndexUnavailableError(
+            "The capacity index refuses this user, its password, or a command that lookups need"
+        )
+    if isinstance(error, redis_errors.ResponseError) and not is_not_now(error):
+        if "INDEX_REBUILDING" in str(error):
+            return IndexRebuildingError()
+        return HeadroomError("The capacity index refused a lookup")
+    return IndexUnavailableError()
+
+
+def skip(agent_id: AgentId) -> None:
+    _log.warning("Skipped the metrics of agent %s: they cannot be read", agent_id)
