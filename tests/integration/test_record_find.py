@@ -17,6 +17,7 @@ from app.record import Record
 from app.telemetry import MALFORMED_AGENTS
 from tests.indexing import agent_id, heartbeat
 from tests.logs import START_MS, beat, change, moment, silence
+from tests.servers import free_port
 
 
 def metrics(**sent: Any) -> ResourceMetrics:
@@ -143,14 +144,15 @@ async def test_pages_join_without_gap_or_overlap(record: Record) -> None:
 
 async def test_the_total_is_left_out_where_the_index_would_leave_it_out(record: Record) -> None:
     await write(record, heartbeat(1), heartbeat(2, pool_name="b"))
-    for wanted, total in [
+    cases: list[tuple[dict[str, Any], int | None]] = [
         ({}, 2),
         ({"pool_name": "b"}, 1),
         ({"min_cpu_cores": 5}, 0),
         ({"gpu_type": GpuType.NVIDIA}, None),
         ({"min_memory_gb": 1.0}, None),
         ({"max_age_s": 60.0}, None),
-    ]:
+    ]
+    for wanted, total in cases:
         page = await record.capacity.find(CapacityQuery(**wanted), seen_since_ms=START_MS)
         assert page.total == total
 
@@ -275,7 +277,7 @@ async def test_another_object_lent_as_a_session_is_a_mistake(record: Record) -> 
 
 
 async def test_a_lent_session_of_a_database_that_is_away(record: Record) -> None:
-    engine = create_async_engine("sqlite+aiosqlite:////nowhere/at/all.db")
+    engine = create_async_engine(f"postgresql+asyncpg://postgres@127.0.0.1:{free_port()}/postgres")
     async with AsyncSession(engine) as session:
         with pytest.raises(RecordUnavailableError):
             await record.capacity.find(CapacityQuery(), seen_since_ms=0, session=session)

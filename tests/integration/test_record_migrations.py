@@ -85,7 +85,7 @@ async def test_an_absent_schema_refuses_the_start(empty_url: str) -> None:
     if empty_url.startswith("sqlite"):
         Path(empty_url.removeprefix("sqlite+aiosqlite:///")).parent.mkdir()
     record = open_record(Settings(database_url=empty_url))
-    with pytest.raises(StartupRefusedError, match="revision none.*headroom migrate"):
+    with pytest.raises(StartupRefusedError, match=r"revision none.*headroom migrate"):
         await record.require_migrated()
     await record.close()
 
