@@ -39,7 +39,9 @@ async def _assert_liveness_consistent(index: Index, hashes: dict[str, dict[str, 
     assert offline == {agent_id for agent_id, fields in hashes.items() if fields["status"] == "offline"}
     assert seen | silent == hashes.keys() - offline
     assert not seen & silent
-    assert not [agent_id for agent_id in silent | offline if hashes[agent_id]["indexed"]]
+    for agent_id, fields in hashes.items():
+        if fields["indexed"]:
+            assert (agent_id in silent | offline) == fields["indexed"].split(" ")[2].endswith(":silent")
     assert await members(index.keys.cordons) == {
         agent_id for agent_id, fields in hashes.items() if fields.get("cordon")
     }
@@ -86,11 +88,14 @@ def expected_keys(hashes: dict[str, dict[str, str]]) -> dict[str, dict[str, floa
     for agent_id, fields in hashes.items():
         agent_type, pool, gpu, total, physical = fields["machine"].split(" ")
         status, cordoned = fields["status"], bool(fields.get("cordon"))
-        totals = counts[f"{agent_type}:totals:{pool}"]
+        totals: dict[str, float] = defaultdict(float)
         if fields["indexed"]:
             vram, cores, scope, in_pool = fields["indexed"].split(" ")
-            suffix = ":cordoned" if cordoned else ":busy" if status == "busy" else ""
-            assert (scope, in_pool) == (agent_type + suffix, pool)
+            suffix = "" if scope == agent_type else scope.removeprefix(agent_type)
+            if suffix != ":silent" or status == "offline":
+                expected = {"offline": ":silent", "busy": ":busy", "online": ""}[status]
+                assert suffix == (":cordoned" if cordoned and status != "offline" else expected)
+            assert in_pool == pool
             sets[f"{scope}:cores"][agent_id] = float(cores)
             for by_vram in (f"{scope}:vram", f"{scope}:pool:{pool}:vram"):
                 sets[by_vram][agent_id] = float(vram)
@@ -105,9 +110,12 @@ def expected_keys(hashes: dict[str, dict[str, str]]) -> dict[str, dict[str, floa
         if status != "offline":
             totals[f"{gpu}:vram_total_mib"] += int(float(total) * 1024 + 0.5)
             totals[f"{gpu}:cores_physical"] += int(physical)
+        for scope in (pool, "*"):
+            for field, amount in totals.items():
+                counts[f"{agent_type}:totals:{scope}"][field] += amount
         shape = f"{total} {physical} {gpu}"
         counts["types"][agent_type] += 1
-        counts[f"{agent_type}:pools"][pool] += 1
+        sets[f"{agent_type}:pools"][pool] = sets[f"{agent_type}:pools"].get(pool, 0.0) + 1
         counts[f"{agent_type}:shapes"][shape] += 1
         counts[f"{agent_type}:pool:{pool}:shapes"][shape] += 1
     nonzero = {key: {field: n for field, n in numbers.items() if n} for key, numbers in counts.items()}

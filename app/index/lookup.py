@@ -33,7 +33,7 @@ Steps = Generator[Trusting | Call, Any, T]
 SLICE: Final = 128
 """Most agents of one set that a single script call looks at: about a millisecond of Redis's time."""
 
-SWEEP_SLICE: Final = 20
+SWEEP_SLICE: Final = 12
 """Agents per script call that takes agents out or drops them."""
 
 _SILENT_BOUND: Final = 32

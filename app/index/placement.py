@@ -139,10 +139,10 @@ def _summary(state: State) -> list[Argument]:
     pool = encode_pool(state.pool_name)
     resources = Resources.of(state.metrics)
     place, size = "", f"{resources.gpu_type.value} {resources.gpu_vram_total_gb} {resources.cpu_cores_physical}"
-    if state.status is AgentStatus.OFFLINE:
-        size = size if state.metrics is not None else "- - -"
-    elif state.metrics is not None:
+    if state.metrics is not None:
         place = f"{resources.gpu_vram_available_gb} {resources.cpu_cores_available} {state.agent_type} {pool}"
+    elif state.status is AgentStatus.OFFLINE:
+        size = "- - -"
     return [fingerprint, state.status.value, place, f"{state.agent_type} {pool} {size}"]
 
 

@@ -131,14 +131,14 @@ class GroupReader:
 
     async def _read(self) -> list[_RawEntry]:
         if self._may_have_pending:
-            own = _entries(await self._group_read("0", block_ms=None))
+            own = stream_entries(await self._group_read("0", block_ms=None))
             if own:
                 return own
             self._may_have_pending = False
         if taken := await self._take_over():
             self._may_have_pending = True
             return taken
-        entries = _entries(await self._group_read(">", block_ms=self._block_ms))
+        entries = stream_entries(await self._group_read(">", block_ms=self._block_ms))
         self._may_have_pending = bool(entries)
         return entries
 
@@ -211,7 +211,7 @@ async def ensure_group(client: aredis.Redis, stream: str, group: str) -> None:
             raise
 
 
-def _entries(reply: Any) -> list[_RawEntry]:
+def stream_entries(reply: Any) -> list[_RawEntry]:
     """The entries of the one stream that was read, whichever protocol version shaped the reply."""
     if not reply:
         return []

@@ -4,7 +4,7 @@
 -- ARGV[1]  now in ms, empty for the server's time
 -- ARGV[2]  offline_after_ms
 -- ARGV[3…] per heartbeat: agent_id, stream_id, boot_id, seq, fingerprint of everything but the order,
---          status, place ("vram cores type pool", empty when offline or without metrics),
+--          status, place ("vram cores type pool", empty without metrics),
 --          machine ("type pool gpu_type total_vram_gb physical_cores", the last three "-" when not said),
 --          number of the strings that follow: field, value, field, value…
 -- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
@@ -18,8 +18,11 @@ local function take_over(key, agent_id, old, status, place, machine)
     local was, cordoned = old.status, old.cordon and old.cordon ~= ''
     local agent_type, pool, gpu = parse_machine(machine)
     if gpu == '-' then
+        -- A goodbye without metrics leaves the last ones.
         local _, _, known_gpu, total, physical = parse_machine(old.machine or '- - none 0.0 0')
         machine = table.concat({agent_type, pool, known_gpu, total, physical}, ' ')
+        local vram, cores = string.match(old.indexed or '', '^(%S+) (%d+)')
+        if vram then place = table.concat({vram, cores, agent_type, pool}, ' ') end
     end
     local indexed = scoped(place, status, cordoned)
     redis.call('HSET', key, 'indexed', indexed, 'machine', machine)

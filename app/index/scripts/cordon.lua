@@ -19,7 +19,7 @@ local id = append('transition', kind .. 'ed', 'agent_id', agent_id,
     'reason', ARGV[5] == '1' and 'expired' or 'operator', 'at_ms', string.format('%.0f', now), 'cordon', document)
 if state then
     redis.call('HSET', key, 'cordon', document, 'cordon_id', id)
-    local indexed = state.indexed ~= '' and scoped(state.indexed, state.status, cordoned) or ''
+    local indexed = scoped(state.indexed, state.status, cordoned, redis.call('ZSCORE', silent_key, agent_id))
     change_state(kind, agent_id, state, {indexed = indexed, cordoned = cordoned})
 end
 if cordoned then

@@ -12,6 +12,7 @@ for _, agent_id in ipairs(found) do
     local state = read_state(agent_id)
     redis.call('ZREM', offline_key, agent_id)
     if state and not state.cordoned then
+        move(agent_id, state.indexed, '')
         recount(state, nil)
         redis.call('DEL', agent_key(agent_id))
     end

@@ -1,11 +1,18 @@
 -- Where an agent stands in the sorted sets. `indexed` in its hash says under what it stands there now
 -- ("vram cores scope pool", empty when it is in none), so that removal never recomputes it from newer figures.
--- The scope is the agent's type for those that searches find, and type:busy or type:cordoned for those that
--- have as much but may not be found.
+-- The scope is the agent's type for those that searches find, and type:silent, type:cordoned or type:busy for
+-- those that have as much but may not be found.
 
--- The scope that a place ("vram cores type pool") belongs in.
-local function scoped(place, status, cordoned)
-    local suffix = cordoned and ':cordoned' or status == 'busy' and ':busy' or ''
+-- The place of an agent ("vram cores type pool") in the scope that its state puts it in.
+local function scoped(place, status, cordoned, silent)
+    local suffix = ''
+    if silent or status == 'offline' then
+        suffix = ':silent'
+    elseif cordoned then
+        suffix = ':cordoned'
+    elseif status == 'busy' then
+        suffix = ':busy'
+    end
     return (string.gsub(place, '^(%S+ %d+ [^%s:]+)%S*', '%1' .. suffix))
 end
 

@@ -47,7 +47,7 @@ while at <= #ARGV do
             math.min(tonumber((split_id(last_id))), now), agent_id)
         restored = restored + 1
     elseif state.cordoned ~= cordoned then
-        indexed = state.indexed ~= '' and scoped(state.indexed, state.status, cordoned) or ''
+        indexed = scoped(state.indexed, state.status, cordoned, redis.call('ZSCORE', silent_key, agent_id))
         status, machine = state.status, state.machine
         redis.call('HSET', key, 'indexed', indexed)
     end

@@ -1,4 +1,4 @@
--- Takes silent agents out of the sorted sets: one slice. Their status stays; declare.lua changes it.
+-- Takes silent agents out of the sets that searches read: one slice. Their status stays; declare.lua changes it.
 -- Re-checks each against what is in the index now, so a heartbeat applied before always wins.
 --
 -- KEYS[1]  prefix of the shard
@@ -16,7 +16,10 @@ local function take_out(found)
         if state then
             -- Without its fingerprint even an unchanged heartbeat puts the agent back in its place.
             redis.call('HSET', agent_key(agent_id), 'fingerprint', '')
-            if state.indexed ~= '' then change_state('capacity', agent_id, state, {indexed = ''}) end
+            if state.indexed ~= '' then
+                local indexed = scoped(state.indexed, state.status, state.cordoned, true)
+                change_state('capacity', agent_id, state, {indexed = indexed})
+            end
             redis.call('ZADD', silent_key, found[i + 1], agent_id)
         end
         redis.call('ZREM', seen_key, agent_id)

@@ -20,19 +20,26 @@ local function free_figures(indexed)
     return 1, mib(vram), tonumber(cores)
 end
 
+-- The totals of the agent's pool, and those of its whole type: no pool's encoded name is a star.
+local function totals_keys(agent_type, pool)
+    local by_type = prefix .. ':' .. agent_type .. ':totals:'
+    return {by_type .. pool, by_type .. '*'}
+end
+
 local function count(sign, machine, status, indexed, cordoned)
     local agent_type, pool, gpu, total, physical = parse_machine(machine)
-    local key = prefix .. ':' .. agent_type .. ':totals:' .. pool
-    add(key, gpu .. ':' .. status, sign)
-    if cordoned then add(key, gpu .. ':cordoned', sign) end
-    if status ~= 'offline' then
-        add(key, gpu .. ':vram_total_mib', sign * mib(total))
-        add(key, gpu .. ':cores_physical', sign * tonumber(physical))
-    end
     local placeable, vram, cores = free_figures(indexed)
-    add(key, gpu .. ':placeable', sign * placeable)
-    add(key, gpu .. ':vram_available_mib', sign * vram)
-    add(key, gpu .. ':cores_available', sign * cores)
+    for _, key in ipairs(totals_keys(agent_type, pool)) do
+        add(key, gpu .. ':' .. status, sign)
+        if cordoned then add(key, gpu .. ':cordoned', sign) end
+        if status ~= 'offline' then
+            add(key, gpu .. ':vram_total_mib', sign * mib(total))
+            add(key, gpu .. ':cores_physical', sign * tonumber(physical))
+        end
+        add(key, gpu .. ':placeable', sign * placeable)
+        add(key, gpu .. ':vram_available_mib', sign * vram)
+        add(key, gpu .. ':cores_available', sign * cores)
+    end
 end
 
 -- Which machines there are at all, for "never possible": shapes, pools and types with their numbers of agents.
@@ -42,13 +49,13 @@ local function enroll(sign, machine)
     local shape = total .. ' ' .. physical .. ' ' .. gpu
     for key, field in pairs({
         [prefix .. ':types'] = agent_type,
-        [by_type .. ':pools'] = pool,
         [by_type .. ':shapes'] = shape,
         [by_type .. ':pool:' .. pool .. ':shapes'] = shape,
     }) do
         if redis.call('HINCRBY', key, field, sign) <= 0 then redis.call('HDEL', key, field) end
     end
-    if redis.call('HEXISTS', by_type .. ':pools', pool) == 0 then
+    if tonumber(redis.call('ZINCRBY', by_type .. ':pools', sign, pool)) <= 0 then
+        redis.call('ZREM', by_type .. ':pools', pool)
         redis.call('DEL', by_type .. ':totals:' .. pool)
     end
 end
@@ -59,12 +66,13 @@ local function recount(old, new)
         and old.cordoned == new.cordoned then
         if old.indexed == new.indexed then return end
         local agent_type, pool, gpu = parse_machine(new.machine)
-        local key = prefix .. ':' .. agent_type .. ':totals:' .. pool
         local placeable_before, vram_before, cores_before = free_figures(old.indexed)
         local placeable, vram, cores = free_figures(new.indexed)
-        add(key, gpu .. ':placeable', placeable - placeable_before)
-        add(key, gpu .. ':vram_available_mib', vram - vram_before)
-        add(key, gpu .. ':cores_available', cores - cores_before)
+        for _, key in ipairs(totals_keys(agent_type, pool)) do
+            add(key, gpu .. ':placeable', placeable - placeable_before)
+            add(key, gpu .. ':vram_available_mib', vram - vram_before)
+            add(key, gpu .. ':cores_available', cores - cores_before)
+        end
         return
     end
     local moved = not (old and new and old.machine == new.machine)

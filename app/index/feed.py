@@ -1,0 +1,71 @@
+"""The change feed `headroom:events`, read by one reader per process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import unquote
+
+import redis.asyncio as aredis
+
+from app.index.connect import unavailable
+from app.index.keys import Keys
+from app.index.stream import stream_entries
+from app.models.capacity import AgentStatus
+from app.models.change import Change, ChangeKind
+from app.models.identity import AgentId, StreamId
+
+_BATCH: Final = 500
+
+
+class RedisFeed:
+    """Implements `ChangeFeed` on one shard. `client` blocks; its socket timeout lies above the block time."""
+
+    def __init__(self, client: aredis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def newest(self) -> StreamId:
+        with unavailable():
+            last: Any = await self._client.xrevrange(self._keys.events, count=1)
+        return StreamId.parse(last[0][0]) if last else StreamId(0)
+
+    async def read(self, after: StreamId, *, block_s: float) -> list[Change]:
+        with unavailable():
+            lost = await self._lost(after)
+            start = StreamId(0) if lost else after
+            reply = await self._client.xread(
+                {self._keys.events: str(start)}, count=_BATCH, block=max(1, round(block_s * 1000))
+            )
+        changes = [_parse(*raw) for raw in stream_entries(reply)]
+        if lost and not (changes and changes[0].kind is ChangeKind.RESET):
+            # The feed's own reset was trimmed: what is left does not begin at an empty index.
+            return [Change(version=start, kind=ChangeKind.RESET), *changes]
+        return changes
+
+    async def _lost(self, after: StreamId) -> bool:
+        """Whether what comes after that version is not all there: trimmed, or flushed and begun anew."""
+        if after == StreamId(0):
+            return True
+        first: Any = await self._client.xrange(self._keys.events, count=1)
+        last: Any = await self._client.xrevrange(self._keys.events, count=1)
+        return not first or StreamId.parse(first[0][0]) > after or StreamId.parse(last[0][0]) < after
+
+
+def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
+    version, kind = StreamId.parse(entry_id), ChangeKind(fields[b"kind"].decode())
+    agent_id = fields.get(b"agent_id", b"").decode()
+    if not agent_id:
+        return Change(version=version, kind=kind)
+    vram, _, cores = fields[b"figures"].decode().partition(" ")
+    return Change(
+        version=version,
+        kind=kind,
+        agent_id=AgentId(agent_id),
+        agent_type=fields[b"agent_type"].decode(),
+        pool_name=unquote(fields[b"pool"].decode()),
+        placeable=bool(cores),
+        gpu_vram_available_gb=float(vram or 0.0),
+        cpu_cores_available=int(cores or 0),
+        status=AgentStatus(fields[b"status"].decode()),
+    )
