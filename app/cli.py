@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from app import __version__
 from app.errors import StartupRefusedError
 
 if TYPE_CHECKING:
@@ -66,6 +67,22 @@ DatabaseUrl = Annotated[str | None, typer.Option(help="The record, instead of SQ
 Host = Annotated[str | None, typer.Option(help="Address the API listens on.  [dim]default: 127.0.0.1[/]")]
 Port = Annotated[int | None, typer.Option(help="Port the API listens on; 0 picks one.  [dim]default: 8000[/]")]
 LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.  [dim]default: INFO[/]")]
+
+
+def _tell_version(value: bool) -> None:  # noqa: FBT001  typer hands the flag's value over like this
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def headroom(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command(context_settings=_ANY_SETTING, epilog=_UP_EXAMPLES)

@@ -16,7 +16,9 @@ def _default_data_dir() -> Path:
 class Settings(BaseSettings):
     """Everything an operator can turn. The description of each field is its line in docs/settings.md."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADROOM_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HEADROOM_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8000, ge=0, le=65_535, description="Port the API listens on; 0 picks one.")

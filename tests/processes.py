@@ -34,7 +34,7 @@ class Headroom:
         with tempfile.NamedTemporaryFile(prefix="headroom-test-", suffix=".log", delete=False) as output:
             self._output = Path(output.name)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", *arguments],
+                [sys.executable, "-P", "-m", "app", *arguments],
                 cwd=self._output.parent,
                 env=_environment() | {_MARK: self._mark} | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
@@ -99,7 +99,7 @@ class Headroom:
     def find_part(self, *arguments: str) -> psutil.Process | None:
         for process in self.family():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[3 : 3 + len(arguments)] == list(arguments):
+                if process.cmdline()[4 : 4 + len(arguments)] == list(arguments):
                     return process
         return None
 

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Protocol
 
 from app.errors import StartupRefusedError
@@ -59,10 +60,11 @@ class Command:
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # the person's own folder may well hold an `app`
             "-m",
             "app",
             *self._arguments,
-            env=self._environment,
+            env={**self._environment, "PYTHONPATH": _import_path(self._environment.get("PYTHONPATH"))},
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=self._pass_fds,
             # Ctrl-C would reach all parts at once; they are ended in order instead.
@@ -87,6 +89,12 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _import_path(given: str | None) -> str:
+    """Makes the children run the code that this process runs, installed or not."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([here, given] if given else [here])
 
 
 async def keep(part: Part) -> None:

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from app import cli
+from app import __version__, cli
 from app.settings import Settings
 from workers.up import as_environment
 
@@ -99,6 +99,18 @@ def test_a_single_part_needs_a_server_named(tmp_path: Path, arguments: list[str]
     done = headroom(*arguments, cwd=tmp_path)
     assert done.returncode == os.EX_CONFIG
     assert "HEADROOM_REDIS_URL is not set" in done.stderr
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files and unit files write it."""
+    monkeypatch.setenv("HEADROOM_REDIS_URL", "")
+    monkeypatch.setenv("HEADROOM_PORT", "")
+    assert Settings() == Settings(redis_url=None, port=8000)
+
+
+def test_the_version_is_told() -> None:
+    shown = CliRunner().invoke(cli.app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"{__version__}\n")
 
 
 def test_settings_reach_another_process_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
