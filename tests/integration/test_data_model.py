@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import redis
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.models.capacity import AgentStatus
+from app.models.cordon import Cordon
 from app.models.heartbeat import Gpu
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 
@@ -28,18 +30,25 @@ def documented(heading: str) -> set[str]:
 
 def as_documented(key: str) -> str:
     """The key as the page writes it: placeholders, one rung for all rungs and one band for all bands."""
-    if key.startswith("headroom:agent:"):
-        return "headroom:agent:<uuid>"
-    if key.startswith("headroom:lease:"):
-        return "headroom:lease:<duty>"
     match key.split(":"):
-        case [prefix, _, "pool", _, "vram", "cores", name] if LADDER.fullmatch(name):
-            return f"{prefix}:<type>:pool:<pool>:vram:cores:8+"
-        case [prefix, _, "vram", "cores", name] if LADDER.fullmatch(name):
-            return f"{prefix}:<type>:vram:cores:{'8+' if name.endswith('+') else '12-15'}"
-        case [prefix, _, ("vram" | "cores") as last]:
-            return f"{prefix}:<type>:{last}"
+        case [prefix, ("agent" | "lease") as kind, _]:
+            return f"{prefix}:{kind}:{'<uuid>' if kind == 'agent' else '<duty>'}"
+        case [prefix, _, ("silent" | "cordoned" | "busy"), *rest]:
+            assert as_documented(":".join([prefix, "desktop", *rest])) in documented("## Redis")
+            return f"{prefix}:<type>:<state>:…"
+        case [prefix, _, "totals", _]:
+            return f"{prefix}:<type>:totals:<pool>"
+        case [prefix, _, "pool", _, *rest]:
+            return ":".join([prefix, "<type>:pool:<pool>", *_rungs(rest)]).replace("12-15", "8+")
+        case [prefix, _, *rest] if rest:
+            return ":".join([prefix, "<type>", *_rungs(rest)])
     return key
+
+
+def _rungs(parts: list[str]) -> list[str]:
+    if len(parts) == 3 and LADDER.fullmatch(parts[2]):
+        return [*parts[:2], "8+" if parts[2].endswith("+") else "12-15"]
+    return parts
 
 
 async def everything_once(index: Index, clock: ManualClock, client: Any) -> None:
@@ -57,6 +66,10 @@ async def everything_once(index: Index, clock: ManualClock, client: Any) -> None
     await apply_everything(index)
     clock.advance(60)
     await index.log.append([msgspec.structs.replace(full, boot_id="b", seq=5)])
+    await apply_everything(index)
+    since = datetime(2027, 1, 15, tzinfo=UTC)
+    cordon = Cordon(reason="repair", actor="me", since=since, expires_at=None)
+    assert await index.cordons.cordon(agent_id(1), cordon) is not None
     await apply_everything(index)
     clock.advance(60)
     assert await index.upkeep.sweep() == 1
