@@ -13,8 +13,10 @@ from app.index.epoch import EpochGuard
 from app.index.execute import run
 from app.index.keys import Keys
 from app.index.lookup import Lookups, Steps, Trusting
+from app.index.placement import encode_cordon, expires_argument
 from app.index.scripts import Call, load
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
+from app.models.cordon import Cordon
 from app.models.identity import AgentId, StreamId
 from app.telemetry import MALFORMED_AGENTS, logger
 
@@ -41,13 +43,13 @@ class RedisIndex:
         self._keys = keys
         self._epochs = epochs
         self._clock = clock
-        self._lookups = Lookups(keys, clock, offline_after_ms=round(offline_after_s * 1000), skip=_skip)
+        self.lookups = Lookups(keys, clock, offline_after_ms=round(offline_after_s * 1000), skip=_skip)
 
     async def find(self, query: CapacityQuery) -> CapacityPage:
-        return await self._run(self._lookups.find(query, with_total=query.counted))
+        return await self.run(self.lookups.find(query, with_total=query.counted))
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
-        return await self._run(self._lookups.get(agent_id))
+        return await self.run(self.lookups.get(agent_id))
 
     async def forget(self, agent_id: AgentId) -> StreamId | None:
         now_ms = self._clock.now_ms()
@@ -63,7 +65,21 @@ class RedisIndex:
                 self._epochs.reconnected()
                 await self._epochs.trusted()
 
-    async def _run(self, steps: Steps[T]) -> T:
+    async def cordon(self, agent_id: AgentId, cordon: Cordon) -> StreamId | None:
+        return await self._cordon(agent_id, encode_cordon(cordon), expires_argument(cordon))
+
+    async def uncordon(self, agent_id: AgentId) -> StreamId | None:
+        return await self._cordon(agent_id, b"", "")
+
+    async def _cordon(self, agent_id: AgentId, document: bytes, expires: int | str) -> StreamId | None:
+        now_ms = self._clock.now_ms()
+        arguments = ("" if now_ms is None else now_ms, agent_id, document, expires, "")
+        with unavailable():
+            reply = await run(self._client, Call(load("cordon"), self._keys.prefix, arguments))
+        return None if reply is None else StreamId.parse(reply)
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Runs a lookup's steps, trusting the epoch in force."""
         reply: Any = None
         with unavailable():
             try:

@@ -36,6 +36,8 @@ SLICE: Final = 128
 SWEEP_SLICE: Final = 12
 """Agents per script call that takes agents out or drops them."""
 
+_SWEEPS: Final = 50
+
 _SILENT_BOUND: Final = 32
 """A lookup that meets more silent agents than this sweeps a slice of them out of the way."""
 
@@ -219,6 +221,13 @@ class Lookups:
             return len(page.agents)
         reply = yield lambda epoch: count_call(self._keys, query, epoch=epoch)
         return int(reply[1])
+
+    def sweep(self) -> Steps[None]:
+        """Takes silent agents out of the way of whoever counts; a bounded number of them."""
+        for _ in range(_SWEEPS):
+            swept = yield sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms)
+            if swept is None or swept < SWEEP_SLICE:
+                return
 
     def _slice(
         self, query: CapacityQuery, limit: int, after: Cursor | None, *, with_total: bool, wide: bool

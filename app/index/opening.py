@@ -13,7 +13,9 @@ import redis.asyncio as aredis
 from app.index.clock import IndexClock, ServerClock
 from app.index.connect import connect, connect_reader, on_connect, server_run_id
 from app.index.epoch import EpochGuard
+from app.index.feed import RedisFeed
 from app.index.index import RedisIndex
+from app.index.insight import Insights, RedisInsight
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
 from app.index.requirements import refuse_unfit_server
 from app.index.stream import GroupReader, HeartbeatStream, StreamUpkeep
@@ -39,6 +41,8 @@ class Index:
         self.keys = Keys()
         self.epochs = EpochGuard(client, self.keys, read_run_id=read_run_id)
         self.capacity = RedisIndex(client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s)
+        self.cordons = self.capacity
+        self.insight = RedisInsight(Insights(self.keys, self.capacity.lookups), self.capacity.run)
         self.log = HeartbeatStream(client, self.keys, clock, offline_after_s=settings.offline_after_s)
         self.upkeep = Upkeep(
             client,
@@ -53,6 +57,12 @@ class Index:
     async def refuse_unfit_server(self) -> None:
         """Raises StartupRefusedError for a server that would lose data or lacks commands."""
         await refuse_unfit_server(self._clients[0])
+
+    def feed(self) -> RedisFeed:
+        """A reader of the change feed, with a connection of its own to block on."""
+        client = connect_reader(self._settings, purpose="feed")
+        self._clients.append(client)
+        return RedisFeed(client, self.keys)
 
     def index_reader(self) -> GroupReader:
         return self._reader(GROUP_INDEX, self._settings.ingest_batch)

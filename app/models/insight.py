@@ -17,8 +17,6 @@ class Miss(msgspec.Struct, frozen=True, kw_only=True):
     cpu_cores_available: int
     lacks_gpu_vram_gb: float = 0.0
     lacks_cpu_cores: int = 0
-    lacks_memory_gb: float = 0.0
-    wrong_gpu_type: bool = False
 
 
 class Hidden(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +34,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         agents: placeable agents of the type (and pool) that was asked for.
         fitting: those that fit.
         failing: agents by exactly what they fail, as in {"gpu_vram": 3, "gpu_vram+cpu_cores": 1}.
-        nearest: at most 10 misses, those that lack least first.
+        nearest: when no agent has both the VRAM and the cores: up to 10 that lack VRAM alone, then up to 10
+            that lack cores alone; if there is none of either, up to 10 that lack both. Other filters hold.
         hidden: agents that would fit but are silent, busy or cordoned.
         possible: False when no machine of that type and pool is big enough even when idle; None when some
             machine does not say how big it is.

@@ -1,0 +1,214 @@
+"""Answers about the whole fleet from counts and slices: explain, fit, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+import msgspec
+
+from app.index.keys import Keys, encode_pool
+from app.index.lookup import Lookups, Steps
+from app.index.scripts import Argument, Call, load
+from app.models.capacity import AvailableCapacity, CapacityQuery, GpuType
+from app.models.insight import Explanation, Fit, Hidden, Miss, PoolTotals
+
+_NEAREST: Final = 10
+_FIT_SLICE: Final = 32
+_REFUSED_SLICE: Final = 1_000
+"""Most agents that are looked at one by one for filters that the sets do not know."""
+
+_SUMMARY_SLICE: Final = 25
+_MIB: Final = 1024
+
+
+class Insights:
+    """The answers of one shard as steps, like `Lookups`, on which they stand."""
+
+    def __init__(self, keys: Keys, lookups: Lookups) -> None:
+        self._keys = keys
+        self._lookups = lookups
+
+    def explain(self, query: CapacityQuery) -> Steps[Explanation]:
+        """Exact but for filters beyond VRAM, cores and pool, which are judged on the first 1,000 that pass."""
+        yield from self._lookups.sweep()
+        gpu_type = "" if query.gpu_type is None else query.gpu_type.value
+        counts = yield from self._counts("explain", query, gpu_type)
+        placeable, with_vram, with_cores, both, silent, busy, cordoned, possible = counts
+        failing = {
+            "gpu_vram": with_cores - both,
+            "cpu_cores": with_vram - both,
+            "gpu_vram+cpu_cores": placeable - with_vram - with_cores + both,
+        }
+        fitting = both
+        if not query.counted:
+            refused = yield from self._refused(query)
+            failing |= refused
+            fitting = both - sum(refused.values())
+        nearest = (yield from self._nearest(query)) if both == 0 else []
+        return Explanation(
+            agents=placeable,
+            fitting=fitting,
+            failing={criteria: agents for criteria, agents in failing.items() if agents},
+            nearest=nearest,
+            hidden=Hidden(silent=silent, busy=busy, cordoned=cordoned),
+            possible=None if possible < 0 else bool(possible),
+        )
+
+    def fit(self, query: CapacityQuery) -> Steps[Fit]:
+        yield from self._lookups.sweep()
+        tasks, agents, more, vram_mib, cores = yield from self._counts("fit", query, 1, _FIT_SLICE)
+        first = 1 + _FIT_SLICE
+        while more:
+            some, _, more, vram_mib, cores = yield from self._counts("fit", query, first, _FIT_SLICE)
+            tasks, first = tasks + some, first + _FIT_SLICE
+        free, used = (
+            (vram_mib / _MIB, tasks * query.min_gpu_vram_gb)
+            if query.min_gpu_vram_gb > 0
+            else (float(cores), float(tasks * query.min_cpu_cores))
+        )
+        return Fit(tasks=tasks, agents=agents, fragmentation=max(0.0, 1.0 - used / free) if free > 0 else 0.0)
+
+    def summary(
+        self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
+    ) -> Steps[tuple[list[PoolTotals], str | None]]:
+        """Each type's largest pools first, at most `limit` pools; `after` is what the page before returned."""
+        rows: list[PoolTotals] = []
+        skip = int(after) if after else 0
+        end = skip + limit
+        while skip < end:
+            size = min(_SUMMARY_SLICE, end - skip)
+            arguments = (agent_type or "", "" if pool_name is None else encode_pool(pool_name), skip, size)
+            reply = yield lambda epoch, arguments=arguments: Call(  # type: ignore[misc]  # binds this round's
+                load("summary"), self._keys.prefix, ("", "", epoch, *arguments)
+            )
+            for row_type, pool, figures in reply[1:]:
+                rows += _totals(row_type.decode(), unquote(pool.decode()), figures)
+            skip += len(reply) - 1
+            if len(reply) - 1 < size:
+                return rows, None
+        return rows, str(skip)
+
+    def _counts(self, script: str, query: CapacityQuery, *more: Argument) -> Steps[list[int]]:
+        reply = yield lambda epoch: Call(
+            load(script),
+            self._keys.prefix,
+            (
+                "",
+                "",
+                epoch,
+                query.agent_type,
+                "" if query.pool_name is None else encode_pool(query.pool_name),
+                repr(query.min_gpu_vram_gb),
+                query.min_cpu_cores,
+                *more,
+            ),
+        )
+        return [int(number) for number in reply[1:]]
+
+    def _nearest(self, query: CapacityQuery) -> Steps[list[Miss]]:
+        """When nothing has both: those short of VRAM alone, those short of cores alone, then those short of both.
+
+        Within each kind those that lack least come first.
+        """
+        less_vram = msgspec.structs.replace(query, min_gpu_vram_gb=0.0, limit=_NEAREST, after=None)
+        short_of_vram = (yield from self._lookups.find(less_vram, with_total=False)).agents
+        short_of_cores: list[AvailableCapacity] = []
+        cores = query.min_cpu_cores
+        while len(short_of_cores) < _NEAREST and cores > 1:
+            level = msgspec.structs.replace(query, min_cpu_cores=cores, limit=_NEAREST, after=None)
+            (cores,) = yield from self._counts("nearest_cores", level)
+            if cores:
+                below = msgspec.structs.replace(level, min_cpu_cores=cores)
+                page = yield from self._lookups.find(below, with_total=False)
+                known = {row.agent_id for row in short_of_cores}
+                short_of_cores += [row for row in page.agents if row.agent_id not in known]
+        rows = [*short_of_vram, *short_of_cores[:_NEAREST]]
+        if not rows:
+            anyone = msgspec.structs.replace(less_vram, min_cpu_cores=1)
+            rows = (yield from self._lookups.find(anyone, with_total=False)).agents
+        return [_miss(query, row) for row in rows]
+
+    def _refused(self, query: CapacityQuery) -> Steps[dict[str, int]]:
+        """Agents with enough VRAM and cores that the other filters refuse, by the filters that do."""
+        limited = msgspec.structs.replace(
+            query, gpu_type=None, min_memory_gb=0.0, max_age_s=None, limit=_REFUSED_SLICE, after=None
+        )
+        everybody = {row.agent_id for row in (yield from self._lookups.find(limited, with_total=False)).agents}
+        filters: dict[str, Any] = {
+            "gpu_type": query.gpu_type,
+            "memory": query.min_memory_gb or None,
+            "age": query.max_age_s,
+        }
+        named = {"gpu_type": "gpu_type", "memory": "min_memory_gb", "age": "max_age_s"}
+        fails: dict[str, list[str]] = {agent_id: [] for agent_id in everybody}
+        for criterion, value in filters.items():
+            if value is None:
+                continue
+            one = msgspec.structs.replace(limited, **{named[criterion]: value})
+            passing = {row.agent_id for row in (yield from self._lookups.find(one, with_total=False)).agents}
+            for agent_id in everybody - passing:
+                fails[agent_id].append(criterion)
+        refused: dict[str, int] = {}
+        for criteria in fails.values():
+            if criteria:
+                refused["+".join(criteria)] = refused.get("+".join(criteria), 0) + 1
+        return refused
+
+
+def _miss(query: CapacityQuery, row: AvailableCapacity) -> Miss:
+    return Miss(
+        agent_id=row.agent_id,
+        pool_name=row.pool_name,
+        gpu_vram_available_gb=row.gpu_vram_available_gb,
+        cpu_cores_available=row.cpu_cores_available,
+        lacks_gpu_vram_gb=max(0.0, query.min_gpu_vram_gb - row.gpu_vram_available_gb),
+        lacks_cpu_cores=max(0, query.min_cpu_cores - row.cpu_cores_available),
+    )
+
+
+def _totals(agent_type: str, pool_name: str, figures: list[bytes]) -> list[PoolTotals]:
+    """One row per GPU type of the pool's flat figures: `gpu_type:figure`, number, …"""
+    by_gpu: dict[str, dict[str, int]] = {}
+    for field, number in zip(figures[::2], figures[1::2], strict=True):
+        gpu, figure = field.decode().split(":")
+        by_gpu.setdefault(gpu, {})[figure] = int(number)
+    return [
+        PoolTotals(
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=GpuType(gpu),
+            online=numbers.get("online", 0),
+            busy=numbers.get("busy", 0),
+            offline=numbers.get("offline", 0),
+            cordoned=numbers.get("cordoned", 0),
+            placeable=numbers.get("placeable", 0),
+            gpu_vram_available_gb=numbers.get("vram_available_mib", 0) / _MIB,
+            gpu_vram_total_gb=numbers.get("vram_total_mib", 0) / _MIB,
+            cpu_cores_available=numbers.get("cores_available", 0),
+            cpu_cores_physical=numbers.get("cores_physical", 0),
+        )
+        for gpu, numbers in sorted(by_gpu.items())
+        if any(numbers.values())
+    ]
+
+
+class RedisInsight:
+    """Implements `FleetInsight`, run by whatever runs lookups."""
+
+    def __init__(self, insights: Insights, run: Callable[[Steps[Any]], Awaitable[Any]]) -> None:
+        self._insights = insights
+        self._run = run
+
+    async def explain(self, query: CapacityQuery) -> Explanation:
+        return cast(Explanation, await self._run(self._insights.explain(query)))
+
+    async def fit(self, query: CapacityQuery) -> Fit:
+        return cast(Fit, await self._run(self._insights.fit(query)))
+
+    async def summary(
+        self, *, agent_type: str | None = None, pool_name: str | None = None, limit: int, after: str | None = None
+    ) -> tuple[list[PoolTotals], str | None]:
+        steps = self._insights.summary(agent_type=agent_type, pool_name=pool_name, limit=limit, after=after)
+        return cast("tuple[list[PoolTotals], str | None]", await self._run(steps))
