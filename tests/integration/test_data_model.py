@@ -73,6 +73,7 @@ async def everything_once(index: Index, clock: ManualClock, client: Any) -> None
     await apply_everything(index)
     clock.advance(60)
     assert await index.upkeep.sweep() == 1
+    await index.log.append([heartbeat(5, cores=13, pool_name="a pool")])
     assert await index.upkeep.note_jump(5_000)
     await index.upkeep.receive("me", gap_s=10)
     assert await index.upkeep.lease("reaper", "me", ttl_s=60)
