@@ -2,12 +2,12 @@
 -- Re-checks each against what is in the index now, so a heartbeat applied before always wins.
 --
 -- KEYS[1]  prefix of the shard
--- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms   3 slice
+-- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms, empty: as published   3 slice
 -- Result   number of agents taken out; as many as the slice: there may be more
---!include common ladder place feed totals state horizon
+--!include common settings ladder place feed totals state horizon
 
 local slice = tonumber(ARGV[3])
-local oldest, newest = alive_window(tonumber(ARGV[2]))
+local oldest, newest = alive_window(offline_after(ARGV[2]))
 
 local function take_out(found)
     for i = 1, #found, 2 do
