@@ -34,11 +34,7 @@ def build_library(folder: Path) -> Path:
     subprocess.run(
         [*compiler(), "-shared", "-fPIC", "-O1", "-o", str(folder / "libnvidia-ml.so.1"), str(SOURCE)],
         check=True,
-        env={
-            **os.environ,
-            "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
-            "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
-        },
+        env={**os.environ, **cache},
     )
     return folder
 

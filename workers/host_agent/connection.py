@@ -134,14 +134,20 @@ class _DeadlineReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
         super().__init__()
         self._sock = sock
+        # Keeps the socket open for the rest of an answer after which http.client closes the connection.
+        self._raw = sock.makefile("rb", buffering=0)
         self._deadline_s = deadline_s
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(_left_s(self._deadline_s))
-        return self._sock.recv_into(buffer)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _left_s(deadline_s: float) -> float:

@@ -19,6 +19,7 @@ from workers.host_agent.connection import Connection, HttpAnswer
 
 _GOODBYE_S: Final = 3.0
 _LONGEST_DETAIL: Final = 300
+_MOST_TOLD: Final = 16
 _ACCEPTED: Final = 202
 _AT_FAULT: Final = frozenset({400, 413, 415, 422})
 _log = logging.getLogger("headroom.agent")
@@ -79,7 +80,7 @@ class Delivery:
         self._pause = pause
         self._transports = [connect(server) for server in servers]
         self._current = 0
-        self._trouble = ""
+        self._told: set[str] = set()
 
     def deliver(self, path: str, body: bytes) -> Outcome:
         """Tries each server once.
@@ -91,8 +92,11 @@ class Delivery:
         for _ in self._servers:
             with self._pause.interruptible():
                 outcome = self._try(path, body, self._timeout_s)
-            self._tell(outcome)
-            if outcome.accepted or outcome.refused:
+            if outcome.accepted:
+                self._tell_recovery()
+                return outcome
+            self._tell_trouble(outcome)
+            if outcome.refused:
                 return outcome
             self._current = (self._current + 1) % len(self._servers)
         return outcome
@@ -117,16 +121,17 @@ class Delivery:
             return Outcome(detail=str(error) or type(error).__name__)
         return read_answer(answer)
 
-    def _tell(self, outcome: Outcome) -> None:
-        """Once when it starts to fail or fails differently, and once when it works again."""
-        trouble = "" if outcome.accepted else f"{self._servers[self._current]}: {outcome.detail}"
-        if trouble == self._trouble:
-            return
-        if trouble:
+    def _tell_trouble(self, outcome: Outcome) -> None:
+        """Each kind of trouble once until it works again: a night without network must not fill a disk."""
+        trouble = f"{self._servers[self._current]}: {outcome.detail}"
+        if trouble not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(trouble)
             _log.warning("Heartbeat not delivered: %s", trouble)
-        elif self._trouble:
-            _log.info("Heartbeats are delivered again, to %s", self._servers[self._current])
-        self._trouble = trouble
+
+    def _tell_recovery(self) -> None:
+        if self._told:
+            _log.info("Heartbeats are delivered, to %s", self._servers[self._current])
+        self._told.clear()
 
 
 def read_answer(answer: HttpAnswer) -> Outcome:
