@@ -86,12 +86,37 @@ def _client(settings: Settings, *, purpose: str, timeout_s: float) -> aredis.Red
         client_name=f"headroom-{purpose}",
         decode_responses=False,
     )
+    pool.connection_class = type("Connection", (_LeavesDemoted, pool.connection_class), {})
     return aredis.Redis.from_pool(pool)
+
+
+class _LeavesDemoted:
+    """A connection that closes when its server takes no writes any more.
+
+    After a failover behind one address the old connections still lead to the demoted primary, which would answer
+    READONLY for as long as they live.
+    """
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*arguments, **options)  # type: ignore[misc]  # a connection's
+        except redis_errors.ReadOnlyError:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # a connection's
+            raise
 
 
 async def command(client: aredis.Redis, *parts: str) -> Any:
     """A command that redis-py has no method for."""
     return await client.execute_command(*parts)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+
+async def send(pipeline: aredis.client.Pipeline) -> list[Any]:
+    """Runs a pipeline and raises its first error in the server's words, which redis-py would wrap in its own."""
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 async def server_run_id(client: aredis.Redis) -> str:

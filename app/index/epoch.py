@@ -81,7 +81,13 @@ class EpochGuard:
     async def learn(self, text: bytes) -> None:
         """Takes note of the epoch found in Redis. Raises IndexRebuildingError when it may not be trusted."""
         self._trusted = None
-        self._trusted = trusted_epoch(text, await self.run_id())
+        try:
+            self._trusted = trusted_epoch(text, await self.run_id())
+        except IndexRebuildingError:
+            if text:
+                # Somebody may have opened it elsewhere: idle connections may lead to a server that was replaced.
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+            raise
 
     async def current(self) -> Epoch | None:
         """Reads the epoch anew; None when a rebuild is due."""

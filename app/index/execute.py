@@ -7,6 +7,7 @@ from typing import Any
 import redis.asyncio as aredis
 from redis.exceptions import NoScriptError
 
+from app.index.connect import send
 from app.index.scripts import Call
 
 
@@ -39,4 +40,4 @@ async def _run_pipeline(client: aredis.Redis, calls: list[Call]) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for call in calls:
         pipeline.execute_command("EVALSHA", call.script.sha, 1, call.prefix, *call.arguments)
-    return await pipeline.execute()
+    return await send(pipeline)

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from app.errors import UndecodableEntryError
 from app.index.clock import IndexClock
-from app.index.connect import is_missing_group, unavailable
+from app.index.connect import is_missing_group, send, unavailable
 from app.index.execute import run
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
 from app.index.placement import decode_cordon
@@ -60,7 +60,7 @@ class HeartbeatStream:
         for heartbeat in heartbeats:
             pipeline.xadd(self._keys.heartbeats, {_HEARTBEAT: encode(heartbeat)}, id=entry_id)
         with unavailable():
-            return [StreamId.parse(entry) for entry in await pipeline.execute()]
+            return [StreamId.parse(entry) for entry in await send(pipeline)]
 
     async def _entry_id(self) -> str:
         now_ms = self._clock.now_ms()

@@ -1,0 +1,140 @@
+"""Fixtures of the fault tests: one row of FAULTS.md each, on servers and processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.record import migrate
+from tests.faults.fleet import ANSWERS_WITHIN_S, Lookups, quantile
+from tests.faults.house import EVERYTHING, House
+from tests.faults.nursery import Nursery
+from tests.servers import PostgresServer, ValkeyServer, start_postgres, start_valkey
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_database(postgres_server: PostgresServer) -> str:
+    """Name of a database that others are copied from: a copy takes less than a migration."""
+    name = postgres_server.create_database()
+    asyncio.run(migrate(postgres_server.database_url(name)))
+    return name
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer, migrated_database: str) -> Iterator[str]:
+    """A migrated record of the test's own, on the Postgres that all tests share."""
+    name = postgres_server.create_database(template=migrated_database)
+    yield postgres_server.database_url(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def servers() -> Iterator[ExitStack]:
+    """Servers that a test starts for itself; they end after its processes."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def own_postgres(servers: ExitStack) -> Callable[..., PostgresServer]:
+    """Starts a Postgres with a migrated database `postgres`, to be broken."""
+
+    def start(**config: str) -> PostgresServer:
+        server = servers.enter_context(start_postgres(config=config))
+        asyncio.run(migrate(server.url))
+        return server
+
+    return start
+
+
+Build = Callable[..., House]
+
+
+@pytest.fixture
+def build(
+    nursery: Nursery, servers: ExitStack, request: pytest.FixtureRequest, tmp_path: Path, row: Row
+) -> Iterator[Build]:
+    """Builds the test's house: servers, processes, a fleet that has reported, and a planner that asks."""
+    houses: list[House] = []
+
+    def build_one(
+        *names: str,
+        valkey: ValkeyServer | None = None,
+        postgres: PostgresServer | None = None,
+        agents: int = 8,
+        lookups: bool = True,
+        **settings: Any,
+    ) -> House:
+        server = valkey if valkey is not None else servers.enter_context(start_valkey())
+        url = postgres.url if postgres is not None else request.getfixturevalue("database_url")
+        house = House(nursery, server, url, tmp_path, settings)
+        houses.append(house)
+        house.open(names or EVERYTHING, agents=agents, lookups=lookups)
+        row.lookups = house.lookups
+        row.began = time.monotonic()
+        return house
+
+    yield build_one
+    for house in houses:
+        # Shown where the test failed.
+        sys.stdout.write(house.logs(characters=4_000))
+        house.close()
+
+
+class Row:
+    """What a test has to say about its row of FAULTS.md; `scripts/faults` makes a table of it."""
+
+    def __init__(self, number: int, done: str) -> None:
+        self.number = number
+        self.done = done
+        self.seen: list[str] = []
+        self.lookups: Lookups | None = None
+        self.began = 0.0
+
+    def saw(self, what: str) -> None:
+        self.seen.append(what)
+
+    def require_answers(self, *, sources: frozenset[str] = frozenset({"index", "record"})) -> None:
+        """Every lookup since the fault was answered in time, whichever store had to do it."""
+        assert self.lookups is not None
+        answers = self.lookups.since(self.began)
+        assert answers
+        late = [answer for answer in answers if answer.took_s > ANSWERS_WITHIN_S]
+        assert not late, f"{len(late)} of {len(answers)} lookups were late: {late[:3]}"
+        refused = [answer for answer in answers if answer.status != 200]
+        assert not refused, f"{len(refused)} of {len(answers)} lookups were refused: {refused[:3]}"
+        assert {answer.source for answer in answers} <= sources
+
+    def p99_ms(self) -> float | None:
+        took = [1000 * answer.took_s for answer in self.lookups.since(self.began)] if self.lookups else []
+        return quantile(took, 0.99) if took else None
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Row]:
+    found = re.match(r"test_row_(\d+)_", request.node.name)
+    assert found, "a fault test is named test_row_NN_what_happens"
+    done = (inspect.getdoc(request.function) or "").partition("\n\n")[0].replace("\n", " ")
+    told = Row(int(found[1]), done.rstrip("."))
+    yield told
+    record_property("done", told.done)
+    record_property("seen", "; ".join(told.seen))
+    p99_ms = told.p99_ms()
+    if p99_ms is not None:
+        record_property("lookups_p99_ms", f"{p99_ms:.1f}")

@@ -1,0 +1,122 @@
+"""Redis comes back empty, older, or without its scripts."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import redis
+
+from tests.faults.conftest import Build, Row
+from tests.faults.house import House
+from tests.servers import ValkeyServer, start_valkey
+
+
+def answered_from_index_again(house: House, since: float) -> float:
+    """Seconds from the fault until the first lookup that the index answered after the record had to."""
+    after = [answer for answer in house.lookups.since(since) if answer.source == "record"]
+    assert after, "no lookup was answered from the record"
+    healed = next(one for one in house.lookups.since(after[-1].at) if one.source == "index")
+    return healed.at - since
+
+
+def test_row_05_flushall(build: Build, row: Row) -> None:
+    """FLUSHALL while workers block on the stream and heartbeats come in."""
+    house = build(agents=30)
+    house.fleet.start()
+    flushed = time.monotonic()
+    with house.valkey.client() as client:
+        client.flushall()
+    house.lookups.until(lambda answer: answer.source == "record")
+    house.until_logged("The index is rebuilt", times=2)
+    house.lookups.until(lambda answer: answer.source == "index")
+    house.check()
+    row.require_answers()
+    healed_s = answered_from_index_again(house, flushed)
+    row.saw(f"lookups from the record, from the index again {healed_s:.1f} s later")
+
+
+def test_row_08_redis_restarts_with_nothing(build: Build, row: Row) -> None:
+    """Redis is killed and comes back with nothing on disk."""
+    house = build(agents=30)
+    house.fleet.start()
+    killed = time.monotonic()
+    house.valkey.kill()
+    house.lookups.until(lambda answer: answer.source == "record")
+    assert house.next_refusal().status == 503
+    house.valkey.start()
+    house.until_logged("The index is rebuilt", times=2)
+    house.lookups.until(lambda answer: answer.source == "index")
+    house.check()
+    row.require_answers()
+    row.saw(f"503 meanwhile, lookups from the index again after {answered_from_index_again(house, killed):.1f} s")
+
+
+def test_row_09_redis_loses_the_tail_of_its_log(build: Build, row: Row, servers: ExitStack) -> None:
+    """Redis with AOF everysec is killed, and the last 4,000 bytes of its file are cut off."""
+    valkey = servers.enter_context(start_valkey(appendonly=True, config=["appendfsync everysec"]))
+    house = build(valkey=valkey, agents=30)
+    for _ in range(5):
+        house.fleet.report()
+    # What is cut is what neither group had to do with yet: the record must not make up for it.
+    house.by_name["recorder"].pause()
+    house.by_name["ingest"].pause()
+    house.fleet.report()
+    taken = {one.agent_id: one.acknowledged for one in house.fleet.reporters}
+    valkey.kill()
+    cut_tail(valkey, 4_000)
+    valkey.start()
+    for name in ("ingest", "recorder"):
+        house.by_name[name].resume()
+    house.until_logged("The index is rebuilt", times=2)
+    house.until_quiet()
+    with redis.Redis(port=valkey.port) as client:
+        lost = sum(
+            not client.xrange("headroom:heartbeats", str(sent[1]), str(sent[1]))
+            for sent in taken.values()
+            if sent is not None
+        )
+    assert 0 < lost < len(taken)
+    house.check()
+    row.require_answers()
+    row.saw(f"{lost} of {6 * len(taken)} acknowledged heartbeats lost, all in the cut; the next ones healed it")
+
+
+def cut_tail(valkey: ValkeyServer, size: int) -> None:
+    [log] = valkey.directory.glob("appendonlydir/*.incr.aof")
+    with log.open("r+b") as file:
+        file.truncate(log.stat().st_size - size)
+
+
+def test_row_14_scripts_lost(build: Build, row: Row) -> None:
+    """SCRIPT FLUSH again and again while heartbeats come in."""
+    house = build()
+    house.fleet.start()
+    flushes = 100
+    with house.valkey.client() as client:
+        for _ in range(flushes):
+            client.script_flush()
+            time.sleep(0.01)
+    assert not house.fleet.refused
+    house.check(heal=False)
+    row.require_answers(sources=frozenset({"index"}))
+    row.saw(f"{flushes} flushes, {house.fleet.accepted} heartbeats taken, none refused")
+
+
+def test_row_14_replica_promoted(build: Build, row: Row, servers: ExitStack) -> None:
+    """A replica, which never saw the scripts, takes the place of its primary."""
+    house = build()
+    replica = servers.enter_context(start_valkey(config=[f"replicaof 127.0.0.1 {house.valkey.port}"]))
+    with replica.client() as client:
+        house.until(lambda: client.info("replication")["master_link_status"] == "up", what="the replica")
+        client.script_flush()
+        house.fleet.start()
+        house.valkey.kill()
+        house.lookups.until(lambda answer: answer.source == "record")
+        client.replicaof("NO", "ONE")
+    house.move_to(replica)
+    house.until_logged("The index is rebuilt", times=2)
+    house.lookups.until(lambda answer: answer.source == "index")
+    house.check()
+    row.require_answers()
+    row.saw("promoted replica: scripts loaded anew, index rebuilt before it was trusted")

@@ -1,0 +1,190 @@
+"""Redis is there and says no: loading, full, busy, read-only, cut off from its primary, out of connections."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import redis
+
+from tests.faults.conftest import Build, Row
+from tests.faults.fleet import Answer
+from tests.faults.house import House
+from tests.servers import ValkeyServer, start_valkey
+
+
+def refused(house: House) -> Answer:
+    """The next answer to a heartbeat that is no 202; it must be a 503 that says when to come again."""
+    answer = house.next_refusal()
+    assert answer.status == 503, answer
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.body["code"] == "index_unavailable"
+    return answer
+
+
+def accepted_again(house: House) -> None:
+    before = house.fleet.accepted
+    house.until(lambda: house.fleet.accepted > before + 5, what="heartbeats that are taken", timeout_s=60)
+
+
+def test_row_10_loading(build: Build, row: Row, servers: ExitStack) -> None:
+    """Redis is killed and takes some seconds to load its file."""
+    valkey = servers.enter_context(start_valkey(appendonly=True))
+    house = build(valkey=valkey)
+    for _ in range(40):
+        house.fleet.report()
+    house.fleet.start()
+    valkey.kill()
+    with slowly_loading(valkey):
+        started = time.monotonic()
+        valkey.launch()
+        house.until(lambda: loading(valkey), what="LOADING")
+        refused(house)
+        house.lookups.until(lambda answer: answer.source == "record")
+        house.until(lambda: not loading(valkey), what="the end of loading", timeout_s=60)
+    loaded_s = time.monotonic() - started
+    accepted_again(house)
+    house.lookups.until(lambda answer: answer.source == "index")
+    house.check(heal=False)
+    row.require_answers()
+    row.saw(f"503 with Retry-After for {loaded_s:.1f} s, lookups from the record, nothing lost")
+
+
+@contextmanager
+def slowly_loading(valkey: ValkeyServer) -> Iterator[None]:
+    lines = ["key-load-delay 600", "loading-process-events-interval-bytes 1024"]
+    valkey.config += lines
+    yield
+    del valkey.config[-len(lines) :]
+
+
+def loading(valkey: ValkeyServer) -> bool:
+    try:
+        with valkey.client() as client:
+            return bool(client.info("persistence")["loading"])
+    except redis.ConnectionError:
+        return False
+
+
+def test_row_11_memory_full(build: Build, row: Row) -> None:
+    """The limit `maxmemory` is set below what is used, with noeviction."""
+    house = build()
+    house.fleet.start()
+    with house.valkey.client() as client:
+        keys = set(client.scan_iter(match="headroom:*"))
+        client.config_set("maxmemory", "1mb")
+        refused(house)
+        assert set(client.scan_iter(match="headroom:*")) >= keys - {b"headroom:lease:reaper"}
+        client.config_set("maxmemory", "0")
+    accepted_again(house)
+    house.check(heal=False)
+    row.require_answers()
+    row.saw(f"{house.fleet.refused[503]} heartbeats answered 503, none dropped, taken again afterwards")
+
+
+def test_row_13_busy(build: Build, row: Row) -> None:
+    """Somebody's script runs for two seconds; the server answers BUSY to everybody."""
+    house = build()
+    house.fleet.start()
+    script = "local t = redis.call('TIME')[1] while redis.call('TIME')[1] - t < 3 do end"
+    with house.valkey.client() as client:
+        client.config_set("busy-reply-threshold", "10")
+        other = threading.Thread(target=client.eval, args=(script, 0))
+        other.start()
+        refused(house)
+        house.lookups.until(lambda answer: answer.source == "record")
+        other.join()
+    accepted_again(house)
+    house.check(heal=False)
+    row.require_answers()
+    row.saw("503 for heartbeats, lookups from the record, normal once the script had ended")
+
+
+@pytest.mark.parametrize("what", ["READONLY", "MASTERDOWN", "NOREPLICAS"])
+def test_row_15_no_primary(build: Build, row: Row, what: str) -> None:
+    """The server becomes a replica that takes no writes, one cut off from its primary, or a primary without
+    replicas.
+    """
+    house = build()
+    house.fleet.start()
+    with house.valkey.client() as client:
+        if what == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", "1")
+        else:
+            client.config_set("replica-serve-stale-data", "yes" if what == "READONLY" else "no")
+            client.replicaof("127.0.0.1", "1")
+        refused(house)
+        if what == "MASTERDOWN":
+            house.lookups.until(lambda answer: answer.source == "record")
+        client.config_set("min-replicas-to-write", "0")
+        client.replicaof("NO", "ONE")
+    accepted_again(house)
+    house.check(heal=False)
+    row.require_answers()
+    row.saw(f"{what}: 503, and taken again once it was over")
+
+
+def test_row_15_primary_moves(build: Build, row: Row, servers: ExitStack) -> None:
+    """A replica is promoted behind the same address while old connections still lead to the demoted primary."""
+    house = build()
+    replica = servers.enter_context(start_valkey(config=[f"replicaof 127.0.0.1 {house.valkey.port}"]))
+    with replica.client() as new, house.valkey.client() as old:
+        house.until(lambda: new.info("replication")["master_link_status"] == "up", what="the replica")
+        new.replicaof("NO", "ONE")
+        house.move_to(replica)
+        old.replicaof("127.0.0.1", str(replica.port))
+    house.fleet.start()
+    accepted_again(house)
+    house.lookups.until(lambda answer: answer.source == "index")
+    house.check()
+    row.require_answers()
+    row.saw("the new primary was found although the old connections stayed open")
+
+
+def test_row_21_pool_exhausted(build: Build, row: Row) -> None:
+    """Two connections to Redis, answers that take 0.3 s, and forty callers at once."""
+    house = build(redis_pool_size=2, lookups=False)
+    house.redis.reply_delay_s = 0.3
+    answers: list[Answer] = []
+
+    def call(number: int) -> None:
+        one = house.fleet.ids[number % len(house.fleet.ids)]
+        answers.append(house.get(f"/api/v1/agents/{one}/capacity"))
+        answers.append(house.call("POST", f"/api/v1/agents/{one}/heartbeat", {"resource_metrics": {}}))
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(40)]
+    started = time.monotonic()
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    took_s = time.monotonic() - started
+    assert len(answers) == 80
+    assert {answer.status for answer in answers} <= {200, 202, 503}
+    assert all(answer.headers.get("retry-after") for answer in answers if answer.status == 503)
+    house.redis.reply_delay_s = 0.0
+    house.lookups.start()
+    house.check()
+    row.require_answers(sources=frozenset({"index"}))
+    turned_away = sum(answer.status == 503 for answer in answers)
+    row.saw(f"pool: 80 calls answered in {took_s:.1f} s, {turned_away} of them 503, no deadlock")
+
+
+def test_row_21_server_out_of_connections(build: Build, row: Row) -> None:
+    """The limit `maxclients` is reached while the API has lost its connections."""
+    house = build()
+    house.fleet.start()
+    with house.valkey.client() as client:
+        client.ping()
+        client.config_set("maxclients", "1")
+        house.redis.cut()
+        refused(house)
+        house.lookups.until(lambda answer: answer.source == "record")
+        client.config_set("maxclients", "10000")
+    accepted_again(house)
+    house.check(heal=False)
+    row.require_answers()
+    row.saw("maxclients: 503, lookups from the record, normal afterwards")
