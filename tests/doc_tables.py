@@ -1,4 +1,4 @@
-"""Writes the tables of docs/settings.md, docs/metrics.md and docs/errors.md from the code they describe.
+"""Writes the tables of docs/settings.md, metrics.md, errors.md and agent.md from the code they describe.
 
 With --check it changes nothing and ends with 1 when a table is out of date.
 """
@@ -11,8 +11,9 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
+import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
 import app.api
@@ -20,6 +21,7 @@ from app import telemetry
 from app.api.problems import STATUS_OF
 from app.errors import HeadroomError
 from app.settings import Settings
+from workers.host_agent.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +75,23 @@ def errors_table() -> Iterator[str]:
         yield _row(f"`{code}`", str(status), details[code])
 
 
+def agent_table() -> Iterator[str]:
+    yield from _head("setting", "default", "meaning")
+    hints = get_type_hints(Config, include_extras=True)
+    for field in msgspec.structs.fields(Config):
+        (description,) = [
+            meta.description for meta in hints[field.name].__metadata__ if isinstance(meta, msgspec.Meta)
+        ]
+        default = field.default
+        if default is msgspec.NODEFAULT:
+            shown = ""
+        elif isinstance(default, tuple):
+            shown = f"`{','.join(default)}`"
+        else:
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else ""
+        yield _row(f"`{field.name}`", shown, description or "")
+
+
 def _descendants(base: type[HeadroomError]) -> Iterator[type[HeadroomError]]:
     yield base
     for child in base.__subclasses__():
@@ -92,6 +111,7 @@ TABLES = {
     "settings": settings_table,
     "metrics": metrics_table,
     "errors": errors_table,
+    "agent": agent_table,
 }
 
 
