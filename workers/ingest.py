@@ -35,7 +35,7 @@ class Ingest:
         for entry in entries:
             if isinstance(entry.body, Heartbeat):
                 heartbeats.append((entry.stream_id, entry.body))
-            elif entry.body is None:
+            elif entry.body is None and not entry.lost:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
         outcomes = await self._upkeep.apply(heartbeats)
         await self._reader.ack([entry.stream_id for entry in entries])

@@ -13,7 +13,7 @@ from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Housekeeping, Reaper
 from workers.rebuild import Rebuild
-from workers.recorder import Recorder, Thinning
+from workers.recorder import Reconcile, Recorder, Thinning
 from workers.runner import Loop, Runner
 
 WorkerName = Literal["ingest", "recorder", "reaper"]
@@ -41,7 +41,11 @@ def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -
     makers: dict[WorkerName, Callable[[], Sequence[Loop]]] = {
         # Whichever of the two is alive heals an index that was lost; a lease keeps them apart.
         "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild, ClockWatch(index.upkeep)],
-        "recorder": lambda: [Recorder(index.record_reader(), record.writer), Thinning(record.writer)],
+        "recorder": lambda: [
+            Recorder(index.record_reader(), record.writer),
+            Reconcile(index.states, record.writer),
+            Thinning(record.writer),
+        ],
         "reaper": lambda: [
             Reaper(index.upkeep, holder, every_s=settings.sweep_interval_s),
             Housekeeping(index.upkeep, index.stream, holder),

@@ -84,6 +84,10 @@ class Keys:
         return f"{self.prefix}:types"
 
     @property
+    def gap(self) -> str:
+        return f"{self.prefix}:gap"
+
+    @property
     def rebuild(self) -> str:
         return f"{self.prefix}:rebuild"
 

@@ -18,6 +18,7 @@ from app.index.index import RedisIndex
 from app.index.insight import Insights, RedisInsight
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
 from app.index.requirements import refuse_unfit_server
+from app.index.states import IndexStates
 from app.index.stream import GroupReader, HeartbeatStream, StreamUpkeep
 from app.index.upkeep import Upkeep
 
@@ -52,6 +53,7 @@ class Index:
             offline_after_s=settings.offline_after_s,
             forget_after_d=settings.forget_after_d,
         )
+        self.states = IndexStates(client, self.keys)
         self.stream = StreamUpkeep(client, self.keys, max_entries=settings.stream_max_entries)
 
     async def refuse_unfit_server(self) -> None:

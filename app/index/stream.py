@@ -22,7 +22,7 @@ from app.models.identity import AgentId, StreamId
 from app.models.log import LogEntry
 from app.models.transition import Reason, Transition, TransitionKind
 from app.service.ports import IntakeLoad
-from app.telemetry import DEAD_LETTERS, logger
+from app.telemetry import DEAD_LETTERS, STREAM_LOST, logger
 
 _HEARTBEAT: Final = b"heartbeat"
 _TRANSITION: Final = b"transition"
@@ -138,9 +138,29 @@ class GroupReader:
         if taken := await self._take_over():
             self._may_have_pending = True
             return taken
+        await self._note_gap()
         entries = stream_entries(await self._group_read(">", block_ms=self._block_ms))
         self._may_have_pending = bool(entries)
         return entries
+
+    async def _note_gap(self) -> None:
+        """Counts what was trimmed under this group. Only before the next read does Redis still tell."""
+        groups = await self._client.xinfo_groups(self._keys.heartbeats)
+        group = next((one for one in groups if one["name"] == self._group.encode()), None)
+        stream: Any = await self._client.xinfo_stream(self._keys.heartbeats)
+        if group is None or group["entries-read"] is None or not stream["first-entry"]:
+            return
+        first = StreamId.parse(stream["first-entry"][0])
+        delivered = StreamId.parse(group["last-delivered-id"])
+        lost = stream["entries-added"] - stream["length"] - group["entries-read"]
+        if first <= delivered or lost <= 0:
+            return
+        STREAM_LOST.labels(group=self._group).inc(lost)
+        _log.error("Log entries were trimmed before they were read", group=self._group, entries=lost)
+        if self._group == GROUP_RECORD:
+            gap: dict[Any, Any] = {"last": str(first), "entries": lost}
+            await self._client.hsetnx(self._keys.gap, "first", str(delivered))
+            await self._client.hset(self._keys.gap, mapping=gap)
 
     async def _group_read(self, after: str, *, block_ms: int | None) -> Any:
         return await self._client.xreadgroup(
@@ -234,7 +254,9 @@ def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
             return LogEntry(stream_id, _transition(stream_id, fields))
     except (UndecodableEntryError, msgspec.DecodeError, ValueError, KeyError) as error:
         return LogEntry(stream_id, None, str(error) or type(error).__name__)
-    return LogEntry(stream_id, None, "trimmed before it was processed" if not fields else "unknown kind of entry")
+    if not fields:
+        return LogEntry(stream_id, None, "trimmed before it was processed", lost=True)
+    return LogEntry(stream_id, None, "unknown kind of entry")
 
 
 def _transition(stream_id: StreamId, fields: Mapping[bytes, bytes]) -> Transition:

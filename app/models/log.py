@@ -10,8 +10,20 @@ from app.models.transition import Transition
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered)."""
+    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered).
+
+    A `lost` one was trimmed before this group had processed it: there is nothing left to look at.
+    """
 
     stream_id: StreamId
     body: Heartbeat | Transition | None
     fault: str = ""
+    lost: bool = False
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Entries that were trimmed before a group had read them, from the first to the last that may be missing."""
+
+    first: StreamId
+    last: StreamId
+    entries: int

@@ -14,7 +14,7 @@ from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
 from app.models.insight import Explanation, Fit, PoolTotals
-from app.models.log import LogEntry
+from app.models.log import Gap, LogEntry
 
 RecordSession = Any
 """An open session of the record, opaque to everybody but `app.record`; callers may lend theirs."""
@@ -166,6 +166,10 @@ class RecordWriter(Protocol):
 
     async def write(self, entries: Sequence[LogEntry]) -> RecordedBatch:
         """Applies a batch in log order by the order rule, in one transaction. Idempotent."""
+        ...
+
+    async def mark_gap(self, gap: Gap) -> None:
+        """Notes that history between two log positions is incomplete. Idempotent."""
         ...
 
     async def thin(self) -> int:

@@ -1,0 +1,139 @@
+"""Reads the agents' hashes back: what the index knows of every agent, for the record and for the audit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+import redis.asyncio as aredis
+
+from app.index.connect import unavailable
+from app.index.keys import Keys
+from app.index.placement import RESOURCE_FIELDS, decode_cordon
+from app.models.capacity import AgentStatus
+from app.models.cordon import Cordon
+from app.models.heartbeat import Heartbeat, ResourceMetrics
+from app.models.identity import AgentId, StreamId
+from app.models.log import Gap, LogEntry
+from app.models.transition import Reason, Transition, TransitionKind
+
+_PAGE: Final = 200
+
+
+class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent as its hash has it.
+
+    Attributes:
+        heartbeat: what the newest one said, gaps filled.
+        last_id: its log entry.
+        status: offline too when the reaper said so.
+        indexed: the place it stands in, "vram cores scope pool", empty for none.
+    """
+
+    heartbeat: Heartbeat
+    last_id: StreamId
+    status: AgentStatus
+    indexed: str
+    cordon: Cordon | None
+    cordon_id: StreamId | None
+
+
+class IndexStates:
+    """Every agent of one shard, in pages; the load on a live system is one pipeline of 200 reads at a time."""
+
+    def __init__(self, client: aredis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def agents(self) -> AsyncIterator[list[IndexedAgent]]:
+        """May show an agent twice that changes its state meanwhile."""
+        for key in (self._keys.seen, self._keys.silent, self._keys.offline):
+            cursor = 0
+            while True:
+                with unavailable():
+                    found: Any = await self._client.zscan(key, cursor, count=_PAGE)
+                    cursor, members = found
+                    agent_ids = [AgentId(member.decode()) for member, _ in members]
+                    page = await self._page(agent_ids)
+                if page:
+                    yield page
+                if not cursor:
+                    break
+
+    async def as_log(self) -> AsyncIterator[list[LogEntry]]:
+        """The same as the log entries that would have made them."""
+        async for page in self.agents():
+            yield [entry for agent in page for entry in _entries(agent)]
+
+    async def gap(self) -> Gap | None:
+        """What the record's group missed, None when nothing."""
+        with unavailable():
+            fields: Any = await self._client.hgetall(self._keys.gap)
+        if not fields:
+            return None
+        return Gap(StreamId.parse(fields[b"first"]), StreamId.parse(fields[b"last"]), int(fields[b"entries"]))
+
+    async def close_gap(self, gap: Gap) -> None:
+        """Forgets the gap, unless it has grown meanwhile."""
+        if await self.gap() == gap:
+            with unavailable():
+                await self._client.delete(self._keys.gap)
+
+    async def _page(self, agent_ids: list[AgentId]) -> list[IndexedAgent]:
+        pipeline = self._client.pipeline(transaction=False)
+        for agent_id in agent_ids:
+            pipeline.hgetall(self._keys.agent(agent_id))
+        found = await pipeline.execute()
+        return [_read(*one) for one in zip(agent_ids, found, strict=True) if b"status" in one[1]]
+
+
+def _read(agent_id: AgentId, raw: dict[bytes, bytes]) -> IndexedAgent:
+    fields = {name.decode(): value.decode() for name, value in raw.items()}
+    metrics = None
+    if fields.get("has_metrics") == "1":
+        sent = {name: fields[name] for name in RESOURCE_FIELDS if name in fields}
+        metrics = msgspec.convert(sent, ResourceMetrics, strict=False)
+    status = AgentStatus(fields["status"])
+    return IndexedAgent(
+        heartbeat=Heartbeat(
+            agent_id=agent_id,
+            agent_type=fields["agent_type"],
+            pool_name=fields["pool_name"],
+            hostname=fields["hostname"],
+            status=status,
+            boot_id=fields["boot_id"] or None,
+            seq=int(fields["seq"]) if fields["seq"] else None,
+            resource_metrics=metrics,
+        ),
+        last_id=StreamId.parse(fields["last_id"]),
+        status=status,
+        indexed=fields["indexed"],
+        cordon=decode_cordon(raw[b"cordon"]) if raw.get(b"cordon") else None,
+        cordon_id=StreamId.parse(fields["cordon_id"]) if fields.get("cordon_id") else None,
+    )
+
+
+def _entries(agent: IndexedAgent) -> list[LogEntry]:
+    def transition(stream_id: StreamId, kind: TransitionKind, reason: Reason) -> LogEntry:
+        return LogEntry(
+            stream_id,
+            Transition(
+                agent_id=agent.heartbeat.agent_id,
+                kind=kind,
+                reason=reason,
+                position=stream_id,
+                at_ms=stream_id.ms,
+                cordon=agent.cordon if kind is TransitionKind.CORDONED else None,
+            ),
+        )
+
+    silent = Reason.SILENT if agent.status is AgentStatus.OFFLINE else Reason.HEARTBEAT
+    entries = [
+        LogEntry(agent.last_id, agent.heartbeat),
+        transition(agent.last_id, TransitionKind(agent.status.value), silent),
+    ]
+    if agent.cordon_id is not None:
+        kind = TransitionKind.UNCORDONED if agent.cordon is None else TransitionKind.CORDONED
+        entries.append(transition(agent.cordon_id, kind, Reason.OPERATOR))
+    return entries
