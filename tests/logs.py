@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from app.models.log import LogEntry
@@ -33,12 +34,22 @@ def change(
     position: StreamId | None = None,
     reason: Reason = Reason.HEARTBEAT,
     n: int = 1,
+    flapping: bool = False,
+    cordon: Cordon | None = None,
 ) -> LogEntry:
     """A transition of the numbered agent; `position` None: its own entry, as `forgotten` has it."""
     here = stream_id(at_s, n)
     return LogEntry(
         here,
-        Transition(agent_id=agent_id(number), kind=kind, reason=reason, position=position or here, at_ms=here.ms),
+        Transition(
+            agent_id=agent_id(number),
+            kind=kind,
+            reason=reason,
+            position=position or here,
+            at_ms=here.ms,
+            flapping=flapping,
+            cordon=cordon,
+        ),
     )
 
 

@@ -19,7 +19,10 @@ MAX_PAGE: Final = 1_000
 
 
 class RegisteredAgent(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent of the registry; `resource_metrics` as the agent sent them, None when it sent none."""
+    """One agent of the registry; `resource_metrics` as the agent sent them, None when it sent none.
+
+    `cordon` may be past its expiry for as long as nobody has lifted it.
+    """
 
     agent_id: AgentId
     agent_type: str
@@ -32,6 +35,7 @@ class RegisteredAgent(msgspec.Struct, frozen=True, kw_only=True):
     seq: int | None
     gpus: tuple[Gpu, ...]
     resource_metrics: ResourceMetrics | None
+    cordon: Cordon | None = None
 
 
 class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,12 +64,21 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A transition as the record keeps it; `from_status` None at registration."""
+    """A transition as the record keeps it; `from_status` None at registration and for cordons.
+
+    Attributes:
+        cordon: with `cordoned` alone.
+        changes: how many changes of a flapping agent this stands for; `to_status` is what the last led to.
+        last_at: when the last of them happened.
+    """
 
     at: datetime
     from_status: TransitionKind | None
     to_status: TransitionKind
     reason: Reason
+    cordon: Cordon | None = None
+    changes: int = 1
+    last_at: datetime | None = None
 
 
 class AgentHistory(msgspec.Struct, frozen=True, kw_only=True):

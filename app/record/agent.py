@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import ColumnElement, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Text, cast, delete, func, literal, select, update
 
 from app.models.agent import (
     AgentFilter,
@@ -20,6 +20,7 @@ from app.models.identity import AgentId, StreamId
 from app.models.transition import Reason, TransitionKind
 from app.record import rows
 from app.record.connect import Database
+from app.record.cordon import CORDON, OF_AGENT, lift_forgotten
 from app.record.fold import slot_of
 from app.record.tables import agent_events, agent_history, agent_registry
 from app.settings import Settings
@@ -37,7 +38,8 @@ class RecordedAgents:
 
     async def list_agents(self, wanted: AgentFilter) -> AgentPage:
         statement = (
-            select(*rows.REGISTERED)
+            select(*rows.REGISTERED, CORDON)
+            .select_from(OF_AGENT)
             .where(_present, *_conditions(wanted))
             .order_by(_agents.agent_id)
             .limit(wanted.limit + 1)
@@ -51,7 +53,11 @@ class RecordedAgents:
     async def agent(self, agent_id: AgentId) -> RegisteredAgent | None:
         async with self._database.reading() as connection:
             row = (
-                await connection.execute(select(*rows.REGISTERED).where(_agents.agent_id == agent_id, _present))
+                await connection.execute(
+                    select(*rows.REGISTERED, CORDON)
+                    .select_from(OF_AGENT)
+                    .where(_agents.agent_id == agent_id, _present)
+                )
             ).one_or_none()
         return None if row is None else rows.registered_of(row)
 
@@ -82,11 +88,20 @@ class RecordedAgents:
             samples = _samples([newest, *closed])
             events = await connection.execute(
                 select(
-                    agent_events.c.at, agent_events.c.from_status, agent_events.c.to_status, agent_events.c.reason
+                    agent_events.c.agent_id,
+                    agent_events.c.at,
+                    agent_events.c.from_status,
+                    agent_events.c.to_status,
+                    agent_events.c.reason,
+                    cast(agent_events.c.cordon, Text).label("cordon"),
+                    agent_events.c.changes,
+                    agent_events.c.last_at,
                 )
                 .where(
                     agent_events.c.agent_id == agent_id,
-                    agent_events.c.from_status.is_distinct_from(agent_events.c.to_status),
+                    # A repetition is no event, unless it is what many changes led back to.
+                    agent_events.c.from_status.is_distinct_from(agent_events.c.to_status)
+                    | (agent_events.c.changes > 1),
                 )
                 .order_by(agent_events.c.entry_ms.desc(), agent_events.c.entry_n.desc())
                 .limit(limit)
@@ -123,6 +138,7 @@ class RecordedAgents:
                 )
             )
             await connection.execute(delete(agent_history).where(agent_history.c.agent_id == agent_id))
+            await lift_forgotten(connection, agent_id, position)
             return True
 
     async def ping(self) -> None:
@@ -159,9 +175,17 @@ def _samples(found: Iterable[rows.AnyRow]) -> list[Sample]:
 
 
 def _event(row: rows.AnyRow) -> Event:
+    try:
+        cordon = rows.cordon_of(row.cordon)
+    except rows.UNREADABLE:
+        rows.report_malformed(row.agent_id)
+        cordon = None
     return Event(
         at=row.at,
         from_status=None if row.from_status is None else TransitionKind(row.from_status),
         to_status=TransitionKind(row.to_status),
         reason=Reason(row.reason),
+        cordon=cordon,
+        changes=row.changes,
+        last_at=row.last_at,
     )

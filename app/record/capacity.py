@@ -21,6 +21,7 @@ from app.models.heartbeat import ResourceMetrics
 from app.models.identity import AgentId
 from app.record import rows
 from app.record.connect import Database
+from app.record.cordon import cordoned_at
 from app.record.tables import AGENT_UUID, agent_registry, record_positions
 from app.service.ports import RecordSession
 from app.settings import Settings
@@ -116,9 +117,8 @@ class RecordedCapacity:
         return found
 
     def _conditions(self, query: CapacityQuery, seen_since_ms: int) -> list[ColumnElement[bool]]:
-        since_ms = seen_since_ms
+        since_ms, now_ms = seen_since_ms, seen_since_ms + self._offline_after_ms
         if query.max_age_s is not None:
-            now_ms = seen_since_ms + self._offline_after_ms
             since_ms = max(since_ms, now_ms - round(query.max_age_s * 1000))
         conditions = [
             # As in the partial index; a tombstone is offline too.
@@ -129,6 +129,7 @@ class RecordedCapacity:
             # Beyond 32 bits the driver would refuse what no agent has anyway.
             _agents.cpu_cores_available >= min(max(1, query.min_cpu_cores), MAX_CORES + 1),
             _agents.last_ms >= since_ms,
+            _agents.agent_id.not_in(cordoned_at(now_ms)),
         ]
         if query.pool_name is not None:
             conditions.append(_agents.pool_name == query.pool_name)

@@ -10,6 +10,7 @@ from sqlalchemy import Row, Text, cast
 
 from app.models.agent import RegisteredAgent
 from app.models.capacity import AgentStatus
+from app.models.cordon import Cordon
 from app.models.heartbeat import Gpu, ResourceMetrics
 from app.models.identity import AgentId, StreamId
 from app.models.order import Boot, Order
@@ -24,6 +25,7 @@ _MS: Final = timedelta(milliseconds=1)
 _encoder = msgspec.json.Encoder()
 _metrics_decoder = msgspec.json.Decoder(ResourceMetrics | None)
 _gpus_decoder = msgspec.json.Decoder(tuple[Gpu, ...] | None)
+_cordon_decoder = msgspec.json.Decoder(Cordon | None)
 _boots_decoder = msgspec.json.Decoder(tuple[Boot, ...] | None)
 
 # As text: a document that cannot be read must not fail the whole result, however the engine decodes JSON.
@@ -92,13 +94,26 @@ def order_of(row: AnyRow) -> Order:
     )
 
 
+def cordon_of(document: object) -> Cordon | None:
+    """Raises one of UNREADABLE."""
+    return None if document is None else _cordon_decoder.decode(_text(document))
+
+
 def registered_of(row: AnyRow) -> RegisteredAgent:
-    """An agent whose document or status cannot be read has no metrics or GPUs, and is offline."""
+    """An agent whose document or status cannot be read has no metrics or GPUs, and is offline.
+
+    A cordon that cannot be read is none.
+    """
     try:
         metrics, gpus, status = metrics_of(row.resource_metrics), gpus_of(row.gpus), AgentStatus(row.status)
     except UNREADABLE:
         report_malformed(row.agent_id)
         metrics, gpus, status = None, (), AgentStatus.OFFLINE
+    try:
+        cordon = cordon_of(row.cordon)
+    except UNREADABLE:
+        report_malformed(row.agent_id)
+        cordon = None
     return RegisteredAgent(
         agent_id=AgentId(row.agent_id),
         agent_type=row.agent_type,
@@ -111,11 +126,16 @@ def registered_of(row: AnyRow) -> RegisteredAgent:
         seq=row.seq,
         gpus=gpus,
         resource_metrics=metrics,
+        cordon=cordon,
     )
 
 
 def metrics_document(metrics: ResourceMetrics | None) -> str | None:
     return None if metrics is None else _encoder.encode(metrics).decode()
+
+
+def cordon_document(cordon: Cordon | None) -> str | None:
+    return None if cordon is None else _encoder.encode(cordon).decode()
 
 
 def gpus_document(gpus: tuple[Gpu, ...]) -> str | None:

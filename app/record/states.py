@@ -10,7 +10,8 @@ from app.models.agent import RecordedState
 from app.models.identity import StreamId
 from app.record import rows
 from app.record.connect import Database
-from app.record.tables import agent_registry, record_positions
+from app.record.cordon import CORDON, OF_AGENT
+from app.record.tables import agent_cordons, agent_registry, record_positions
 
 
 class RecordedStates:
@@ -22,13 +23,17 @@ class RecordedStates:
     async def states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
         """A transaction per page: whoever takes the pages may take their time."""
         agents = agent_registry.c
-        every = select(*rows.REGISTERED, *rows.ORDERED).where(agents.forgotten_at.is_(None))
+        every = (
+            select(*rows.REGISTERED, *rows.ORDERED, CORDON, agent_cordons.c.entry_ms, agent_cordons.c.entry_n)
+            .select_from(OF_AGENT)
+            .where(agents.forgotten_at.is_(None))
+        )
         statement = every
         while True:
             async with self._database.reading() as connection:
                 page = (await connection.execute(statement.order_by(agents.agent_id).limit(page_size))).all()
             if page:
-                yield [RecordedState(agent=rows.registered_of(row), order=rows.order_of(row)) for row in page]
+                yield [_state(row) for row in page]
             if len(page) < page_size:
                 return
             statement = every.where(agents.agent_id > page[-1].agent_id)
@@ -38,3 +43,13 @@ class RecordedStates:
         async with self._database.reading() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else StreamId(row.ms, row.n)
+
+
+def _state(row: rows.AnyRow) -> RecordedState:
+    agent = rows.registered_of(row)
+    return RecordedState(
+        agent=agent,
+        order=rows.order_of(row),
+        cordon=agent.cordon,
+        cordon_id=None if row.entry_ms is None else StreamId(row.entry_ms, row.entry_n),
+    )

@@ -8,6 +8,7 @@ from app.record.agent import RecordedAgents
 from app.record.bulk import PostgresBulk, SqliteBulk
 from app.record.capacity import RecordedCapacity
 from app.record.connect import Database, open_database
+from app.record.cordon import RecordedCordons
 from app.record.migrate import require_migrated
 from app.record.states import RecordedStates
 from app.record.writer import Writer
@@ -20,6 +21,7 @@ class Record:
 
     capacity: a CapacityRecord.
     agents: an AgentRecord.
+    cordons: a CordonRecord.
     reader: a RecordReader.
     writer: a RecordWriter.
     """
@@ -27,6 +29,7 @@ class Record:
     database: Database
     capacity: RecordedCapacity
     agents: RecordedAgents
+    cordons: RecordedCordons
     reader: RecordedStates
     writer: Writer
 
@@ -46,6 +49,7 @@ def open_record(settings: Settings) -> Record:
         database=database,
         capacity=RecordedCapacity(database, settings),
         agents=RecordedAgents(database, settings),
+        cordons=RecordedCordons(database, bulk),
         reader=RecordedStates(database),
         writer=Writer(database, bulk, settings),
     )

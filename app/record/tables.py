@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -115,6 +116,12 @@ agent_events = Table(
     Column("to_status", String(16), nullable=False),
     Column("reason", String(16), nullable=False),
     Column("at", UtcTimestamp, nullable=False),
+    Column("cordon", DOCUMENT, comment="with to_status cordoned: who asked for it, why, and until when"),
+    Column("flapping", Boolean, nullable=False, server_default=false(), comment="following ones are kept in this"),
+    Column("changes", Integer, nullable=False, server_default="1", comment="changes that are kept in this row"),
+    Column("last_at", UtcTimestamp, comment="the newest of these; null: at"),
+    Column("last_ms", BigInteger, nullable=False, server_default="0", comment="its log entry; 0-0: the key"),
+    Column("last_n", BigInteger, nullable=False, server_default="0"),
 )
 Index("agent_events_entry_ms_idx", agent_events.c.entry_ms)
 
@@ -129,6 +136,17 @@ agent_history = Table(
     comment="Closed slots; the newest sample of an agent is its row in agent_registry.",
 )
 Index("agent_history_slot_ms_idx", agent_history.c.slot_ms)
+
+agent_cordons = Table(
+    "agent_cordons",
+    metadata,
+    Column("agent_id", AGENT_UUID, primary_key=True),
+    Column("cordon", DOCUMENT, comment="who asked for it, why, and until when; null: lifted"),
+    Column("expires_ms", BigInteger, comment="when it ends by itself; null: never"),
+    Column("entry_ms", BigInteger, nullable=False, comment="id of the log entry that set or lifted it"),
+    Column("entry_n", BigInteger, nullable=False),
+    comment="Beside the registry: an agent may be cordoned before its first heartbeat is recorded.",
+)
 
 record_positions = Table(
     "record_positions",

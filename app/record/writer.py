@@ -18,6 +18,7 @@ from app.record import rows
 from app.record.bulk import Bulk, Row
 from app.record.chain import record_transitions
 from app.record.connect import Database
+from app.record.cordon import record_cordons
 from app.record.failures import DRIVER_ERRORS, OvertakenError, is_bad_row, is_collision, translated
 from app.record.fold import AgentState, Fold
 from app.record.registry import STATE, Written, order_row, state_of, status_row, whole_row, written_of
@@ -122,6 +123,7 @@ class Writer:
         fold.take(entries)
         await self._write_registry(connection, fold, before)
         await self._write_history(connection, fold)
+        await record_cordons(connection, self._bulk, fold.transitions)
         transitions = await record_transitions(connection, self._bulk, fold.transitions)
         # Last: every recorder updates these rows, and each waits for the one before until its commit.
         await self._write_positions(connection, entry=entries[-1].stream_id, heartbeat=fold.newest_heartbeat)

@@ -310,7 +310,7 @@ async def test_the_search_reads_the_index_in_order(record: Record, record_url: s
 
 async def explained(record: Record, search: str, *, postgres: bool) -> str:
     """The plan with placeholders replaced by the values of the test above."""
-    values = ["'desktop'", "8.0", "8", str(START_MS), "'nvidia'", "30.0", f"'{agent_id(9)}'", "11"]
+    values = ["'desktop'", "8.0", "8", str(START_MS), str(START_MS), "'nvidia'", "30.0", f"'{agent_id(9)}'", "11"]
     if postgres:
         for number in range(len(values), 0, -1):
             search = search.replace(f"${number}", values[number - 1])
