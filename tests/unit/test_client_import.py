@@ -22,7 +22,7 @@ EVERYTHING = SERVICE | {"redis", "hiredis", "httpx", "asyncio", "ssl", "uvicorn"
         ("app.client.AsyncCapacityClient('redis://127.0.0.1:1')", SERVICE | {"httpx"}),
         ("app.client.CapacityClient('http://127.0.0.1:1')", SERVICE | {"redis", "hiredis"}),
         (
-            "import app.client; app.client.AsyncCapacityClient('http://127.0.0.1:1')",
+            "app.client.AsyncCapacityClient('http://127.0.0.1:1')",
             SERVICE | {"redis", "hiredis"},
         ),
     ],
