@@ -38,8 +38,9 @@ class RedisFeed:
                 {self._keys.events: str(start)}, count=_BATCH, block=max(1, round(block_s * 1000))
             )
         changes = [_parse(*raw) for raw in stream_entries(reply)]
-        if lost and not (changes and changes[0].kind is ChangeKind.RESET):
-            # The feed's own reset was trimmed: what is left does not begin at an empty index.
+        told = bool(changes) and changes[0].kind is ChangeKind.RESET
+        if lost and not told and (changes or after != start):
+            # Nothing is there yet, or the feed's own reset was trimmed.
             return [Change(version=start, kind=ChangeKind.RESET), *changes]
         return changes
 

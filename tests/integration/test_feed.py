@@ -1,0 +1,143 @@
+"""The change feed: everything visible is in it, and whoever lost its place starts over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.index.clock import ManualClock
+from app.index.opening import Index
+from app.index.placement import from_ms
+from app.models.capacity import AgentStatus
+from app.models.change import Change, ChangeKind
+from app.models.cordon import Cordon
+from app.models.identity import StreamId
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.reaper import Reaper
+
+CORDON = Cordon(reason="disk swap", actor="ops", since=from_ms(1_800_000_000_000))
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1_800_000_000_000)
+
+
+@pytest.fixture
+async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
+    async with opened_index(index_settings(redis_url), clock=clock) as index:
+        clock.advance(90)
+        yield index
+
+
+async def everything(index: Index) -> list[Change]:
+    return await index.feed().read(StreamId(0), block_s=0.01)
+
+
+async def kinds(index: Index, number: int) -> list[tuple[ChangeKind, bool, AgentStatus | None]]:
+    return [
+        (change.kind, change.placeable, change.status)
+        for change in await everything(index)
+        if change.agent_id == agent_id(number)
+    ]
+
+
+async def test_it_tells_what_can_be_seen_and_nothing_else(index: Index, clock: ManualClock) -> None:
+    for beat in (
+        heartbeat(1, vram=8.0),
+        heartbeat(1, vram=8.0),
+        heartbeat(1, vram=9.5, pool_name="a b"),
+        heartbeat(1, vram=9.5, pool_name="a b", hostname="renamed"),
+        heartbeat(1, vram=9.5, pool_name="a b", status=AgentStatus.BUSY),
+        heartbeat(1, vram=9.5, pool_name="a b"),
+    ):
+        await index.log.append([beat])
+        await apply_everything(index)
+    await index.cordons.cordon(agent_id(1), CORDON)
+    await index.cordons.uncordon(agent_id(1))
+    await apply_everything(index)
+    clock.advance(91)
+    await Reaper(index.upkeep, "test", every_s=0).sweep()
+    await index.capacity.forget(agent_id(1))
+    online, busy, offline = AgentStatus.ONLINE, AgentStatus.BUSY, AgentStatus.OFFLINE
+    assert await kinds(index, 1) == [
+        (ChangeKind.CAPACITY, True, online),
+        (ChangeKind.CAPACITY, True, online),
+        (ChangeKind.CAPACITY, False, busy),
+        (ChangeKind.CAPACITY, True, online),
+        (ChangeKind.CORDON, False, online),
+        (ChangeKind.UNCORDON, True, online),
+        (ChangeKind.CAPACITY, False, online),
+        (ChangeKind.STATUS, False, offline),
+        (ChangeKind.FORGOTTEN, False, offline),
+    ]
+    changes = await everything(index)
+    assert changes[0].kind is ChangeKind.RESET
+    second = [change for change in changes if change.agent_id is not None][1]
+    assert (second.gpu_vram_available_gb, second.cpu_cores_available, second.pool_name) == (9.5, 4, "a b")
+    assert [change.version for change in changes] == sorted({change.version for change in changes})
+
+
+async def test_a_reader_goes_on_where_it_was(index: Index) -> None:
+    feed = index.feed()
+    await index.log.append([heartbeat(1)])
+    await apply_everything(index)
+    read = await feed.read(StreamId(0), block_s=0.01)
+    assert await feed.newest() == read[-1].version
+    assert await feed.read(read[-1].version, block_s=0.01) == []
+    await index.log.append([heartbeat(2)])
+    await apply_everything(index)
+    assert [change.agent_id for change in await feed.read(read[-1].version, block_s=0.01)] == [agent_id(2)]
+
+
+async def test_a_reader_whose_place_was_trimmed_starts_over(index: Index) -> None:
+    feed = index.feed()
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(n) for n in range(5)])
+    await apply_everything(index)
+    first, second, *_ = await feed.read(StreamId(0), block_s=0.01)
+    await client.xtrim(index.keys.events, maxlen=2, approximate=False)
+    for place in (first.version, second.version):
+        changes = await feed.read(place, block_s=0.01)
+        assert [change.kind for change in changes] == [ChangeKind.RESET, ChangeKind.CAPACITY, ChangeKind.CAPACITY]
+
+
+@pytest.mark.parametrize("shift_s", [1, -3600])
+async def test_a_reader_is_told_when_the_feed_was_lost(index: Index, clock: ManualClock, shift_s: int) -> None:
+    feed = index.feed()
+    await index.log.append([heartbeat(1)])
+    await apply_everything(index)
+    place = await feed.newest()
+    await index.capacity._client.flushall()
+    clock.jump(shift_s)
+    (lost,) = await feed.read(place, block_s=0.01)
+    assert lost.kind is ChangeKind.RESET
+    assert await feed.read(lost.version, block_s=0.01) == []
+    await index.upkeep.begin_rebuild("again", None)
+    await index.log.append([heartbeat(2)])
+    await apply_everything(index)
+    for after in (place, lost.version):
+        changes = await feed.read(after, block_s=0.01)
+        assert [(change.kind, change.agent_id) for change in changes] == [
+            (ChangeKind.RESET, None),
+            (ChangeKind.CAPACITY, agent_id(2)),
+        ]
+
+
+async def test_a_cordon_survives_heartbeats_and_ends_by_itself(index: Index, clock: ManualClock) -> None:
+    await index.log.append([heartbeat(1)])
+    await apply_everything(index)
+    until = from_ms(clock.now_ms() + 60_000)
+    assert await index.cordons.cordon(agent_id(1), Cordon(reason="r", actor="a", since=until, expires_at=until))
+    await index.log.append([heartbeat(1, vram=20.0)])
+    await apply_everything(index)
+    reaper = Reaper(index.upkeep, "test", every_s=0)
+    await reaper.sweep()
+    assert (await kinds(index, 1))[-1] == (ChangeKind.CAPACITY, False, AgentStatus.ONLINE)
+    clock.advance(61)
+    await reaper.sweep()
+    assert (await kinds(index, 1))[-1] == (ChangeKind.UNCORDON, True, AgentStatus.ONLINE)
+    assert await index.cordons.uncordon(agent_id(1)) is None
+    assert await index.cordons.cordon(agent_id(9), CORDON) is None
