@@ -93,7 +93,8 @@ async def test_every_key_and_field_is_documented(redis_url: str) -> None:
         entries = {field for _, entry in client.xrange(index.keys.heartbeats) for field in entry}
         dead = {field for _, entry in client.xrange(index.keys.dead_letters) for field in entry}
 
-    assert keys == documented("## Redis")
+    # A gap needs a stream that outgrew its bound; tests/unit/test_docs.py sees that its key is named.
+    assert keys | {index.keys.gap} == documented("## Redis")
     assert fields == documented("### The hash of an agent")
     assert entries == documented("### Entries of the stream")
     assert dead == {"heartbeat", "entry_id", "group", "reason"}
