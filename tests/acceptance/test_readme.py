@@ -165,3 +165,5 @@ def test_the_python_example_runs(page: Page) -> None:
     assert source is not None
     done = page.run(source[1], sys.executable, "-c")
     assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) >= 3
+    assert len(done.stdout.splitlines()) == 4
