@@ -37,9 +37,11 @@ SENT_METRICS = st.builds(
     gpu_type=st.sampled_from([None, *GpuType]),
     cpu_load_1min=st.sampled_from([None, 1e-9, 2.5]),
 )
-METRICS = st.one_of(SENT_METRICS, SENT_METRICS, SENT_METRICS, st.none(), st.builds(ResourceMetrics))
+METRICS = st.sampled_from([SENT_METRICS] * 6 + [st.none(), st.builds(ResourceMetrics)]).flatmap(lambda each: each)
 BOOTS = st.one_of(st.none(), st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(0, 6)))
 
+
+WAITS_MS = st.sampled_from([0, 0, 0, 1, 1, 1, *[500] * 10, 20_000, 59_999, 60_000, 95_000])
 
 # What agents say. Few and often said again: a repeated heartbeat takes a way of its own through the writer.
 SAYINGS = st.builds(
@@ -48,7 +50,7 @@ SAYINGS = st.builds(
     agent_type=st.sampled_from(["desktop", "desktop", "desktop", "infra"]),
     pool_name=st.sampled_from(["default", "default", "a b"]),
     hostname=st.sampled_from(["", "höst"]),
-    status=st.sampled_from([AgentStatus.ONLINE] * 5 + [AgentStatus.BUSY, AgentStatus.OFFLINE]),
+    status=st.sampled_from([AgentStatus.ONLINE] * 8 + [AgentStatus.BUSY, AgentStatus.OFFLINE]),
     gpus=st.sampled_from([(), (), (Gpu(index=0, name="A"),)]),
     resource_metrics=METRICS,
 )
@@ -67,11 +69,11 @@ def logs(draw: st.DrawFn) -> list[LogEntry]:
     seen: dict[AgentId, list[StreamId]] = {}
     ms, n = START_MS, 0
     sayings = draw(st.lists(SAYINGS, min_size=1, max_size=4))
-    for _ in range(draw(st.integers(1, 40))):
-        waited_ms = draw(st.sampled_from([0, 0, 1, 1, 500, 500, 500, 20_000, 59_999, 60_000, 95_000]))
+    for _ in range(draw(st.integers(1, 60))):
+        waited_ms = draw(WAITS_MS)
         ms, n = (ms + waited_ms, 0) if waited_ms else (ms, n + 1)
         here = StreamId(ms, n)
-        what = draw(st.sampled_from(["heartbeat"] * 9 + ["silent", "silent", "forgotten", "said", "broken"]))
+        what = draw(st.sampled_from(["heartbeat"] * 16 + ["silent", "silent", "forgotten", "said", "broken"]))
         if what == "heartbeat":
             heartbeat = draw(heartbeats(sayings))
             seen.setdefault(heartbeat.agent_id, []).append(here)
@@ -222,16 +224,20 @@ def deliveries(draw: st.DrawFn) -> tuple[list[LogEntry], list[list[LogEntry]]]:
     return log, batches
 
 
+# At most one filter besides the limit: what several of them leave over is mostly nothing.
+FILTERS = st.one_of(
+    st.just({}),
+    st.just({}),
+    st.fixed_dictionaries({"min_gpu_vram_gb": st.sampled_from([0.1 + 0.2, 4.0, 8.0, 8.5])}),
+    st.fixed_dictionaries({"min_cpu_cores": st.sampled_from([2, 9, 10])}),
+    st.fixed_dictionaries({"pool_name": st.just("a b")}),
+    st.fixed_dictionaries({"gpu_type": st.sampled_from(GpuType)}),
+    st.fixed_dictionaries({"min_memory_gb": st.just(4.5)}),
+    st.fixed_dictionaries({"max_age_s": st.sampled_from([0.0, 0.5, 30.0])}),
+    st.just({"agent_type": "infra"}),
+)
 QUERIES = st.builds(
-    CapacityQuery,
-    min_gpu_vram_gb=st.sampled_from([0.0, 0.1 + 0.2, 4.0, 8.5]),
-    min_cpu_cores=st.sampled_from([1, 2, 9, 10]),
-    agent_type=st.sampled_from(["desktop", "desktop", "infra"]),
-    pool_name=st.sampled_from([None, None, "a b"]),
-    gpu_type=st.sampled_from([None, None, GpuType.NONE, GpuType.AMD]),
-    min_memory_gb=st.sampled_from([0.0, 0.0, 4.5]),
-    max_age_s=st.sampled_from([None, None, 30.0]),
-    limit=st.sampled_from([1, 2, 100]),
+    lambda wanted, limit: CapacityQuery(**wanted, limit=limit), FILTERS, st.sampled_from([1, 2, 3, 100])
 )
 
 
@@ -262,6 +268,36 @@ async def test_batches_equal_a_plain_fold(
     now_ms = log[-1].stream_id.ms
     for query in queries:
         await same_searches(record, oracle, query, now_ms)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[LogEntry]:
+    """Up to 30 agents that reported once, mostly within the last two minutes."""
+    heard = draw(st.lists(st.tuples(SAYINGS, st.integers(0, 120)), min_size=1, max_size=30))
+    heard.sort(key=lambda each: each[1])
+    return [
+        LogEntry(StreamId(START_MS + at_s * 1000, n), msgspec.structs.replace(said, agent_id=agent_id(n * 7 % 30)))
+        for n, (said, at_s) in enumerate(heard)
+    ]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    # The record is the same for all examples; each empties it.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(fleet=fleets(), queries=st.lists(QUERIES, min_size=1, max_size=4))
+async def test_searches_equal_a_plain_filter(
+    record: Record, fleet: list[LogEntry], queries: Sequence[CapacityQuery]
+) -> None:
+    await emptied(record)
+    await record.writer.write(fleet)
+    oracle = Oracle()
+    for entry in fleet:
+        oracle.take(entry)
+    for query in (CapacityQuery(limit=3), *queries):
+        await same_searches(record, oracle, query, fleet[-1].stream_id.ms)
 
 
 async def same_agents(record: Record, oracle: Oracle) -> None:
