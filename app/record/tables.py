@@ -155,3 +155,14 @@ record_positions = Table(
     Column("ms", BigInteger, nullable=False),
     Column("n", BigInteger, nullable=False),
 )
+
+record_gaps = Table(
+    "record_gaps",
+    metadata,
+    Column("first_ms", BigInteger, primary_key=True, comment="the last log entry before the gap"),
+    Column("first_n", BigInteger, primary_key=True),
+    Column("last_ms", BigInteger, nullable=False, comment="the first log entry after it"),
+    Column("last_n", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False, comment="log entries that were lost"),
+    comment="History and events between these two are incomplete; the registry was reconciled.",
+)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Column, Table, delete, select, tuple_
+from sqlalchemy import Column, Table, delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models.identity import AgentId, StreamId
-from app.models.log import LogEntry
+from app.models.log import Gap, LogEntry
 from app.models.order import Outcome
 from app.record import rows
 from app.record.bulk import Bulk, Row
@@ -22,7 +22,7 @@ from app.record.cordon import record_cordons
 from app.record.failures import DRIVER_ERRORS, OvertakenError, is_bad_row, is_collision, translated
 from app.record.fold import AgentState, Fold
 from app.record.registry import STATE, Written, order_row, state_of, status_row, whole_row, written_of
-from app.record.tables import agent_events, agent_history, agent_registry, record_positions
+from app.record.tables import agent_events, agent_history, agent_registry, record_gaps, record_positions
 from app.settings import Settings
 from app.telemetry import RECORDED, TRANSITIONS, logger
 
@@ -78,6 +78,21 @@ class Writer:
             RECORDED.labels(outcome=outcome.value).inc(count)
         TRANSITIONS.inc(batch.transitions)
         return batch
+
+    async def mark_gap(self, gap: Gap) -> None:
+        """A gap that grows keeps its beginning: the later note replaces the earlier one."""
+        began = (record_gaps.c.first_ms == gap.first.ms, record_gaps.c.first_n == gap.first.n)
+        row = {
+            "first_ms": gap.first.ms,
+            "first_n": gap.first.n,
+            "last_ms": gap.last.ms,
+            "last_n": gap.last.n,
+            "entries": gap.entries,
+        }
+        with translated():
+            async with self._database.writing() as connection:
+                await connection.execute(delete(record_gaps).where(*began))
+                await connection.execute(insert(record_gaps).values(row))
 
     async def _write_splitting(self, entries: Sequence[LogEntry]) -> Batch:
         """One transaction; only a batch with a row that the database refuses is halved until that row is alone."""
