@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -129,7 +130,12 @@ def _prepare_sqlite(engine: AsyncEngine, timeout_s: float) -> None:
     def set_pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {round(timeout_s * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here. Another process is making the file, and it sets the mode for all.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
         # FULL: what the recorder acknowledges is gone from the log, so its commit must survive a power cut.
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
