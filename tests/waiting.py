@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import anyio
 
@@ -24,19 +24,31 @@ def wait_until(
     return answer
 
 
+@overload
 async def wait_until_async(
-    predicate: Callable[[], Awaitable[T]] | Callable[[], T],
+    predicate: Callable[[], Awaitable[T]], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+) -> T: ...
+
+
+@overload
+async def wait_until_async(
+    predicate: Callable[[], T], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+) -> T: ...
+
+
+async def wait_until_async(
+    predicate: Callable[[], Any],
     *,
     timeout_s: float = 10.0,
     interval_s: float = 0.01,
     what: str = "a condition",
-) -> T:
+) -> Any:
     """`wait_until` for a running event loop; `predicate` may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:
         answer = predicate()
         if inspect.isawaitable(answer):
-            answer = await cast("Awaitable[T]", answer)
+            answer = await answer
         if answer:
             return answer
         if time.monotonic() > deadline:
