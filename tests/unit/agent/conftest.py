@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import forget_children
 from tests.fake_nvml import FakeNvml, build_library, fake_host
+
+
+@pytest.fixture(autouse=True)
+def _servers_of_the_run_are_no_children_of_a_test() -> None:
+    forget_children()
 
 
 @pytest.fixture(scope="session")

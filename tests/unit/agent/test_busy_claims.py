@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from app.models.heartbeat import RunningClaim
+from tests.children import children
 from tests.servers import wait_until
 from workers.host_agent.busy import BusyCheck
 from workers.host_agent.claims_dir import ClaimsDir
@@ -48,7 +49,7 @@ def test_no_answer_leaves_the_last_one(
     with caplog.at_level(logging.WARNING):
         assert [check.busy(), check.busy()] == [before, before]
     assert len(caplog.records) == 1, "said once, not at every heartbeat"
-    assert psutil.Process().children(recursive=True) == []
+    assert children() == []
 
 
 @pytest.fixture

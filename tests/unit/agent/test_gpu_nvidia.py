@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.children import children
 from tests.fake_nvml import GIB, TITAN, FakeNvml
 from tests.servers import wait_until
 from workers.host_agent.clock import SystemClock
@@ -41,11 +42,6 @@ def gpus(nvml: FakeNvml) -> Iterator[Gpus]:
 
 def sample(gpus: Gpus, *, with_processes: bool = False) -> Sample:
     return gpus.sample(with_processes=with_processes, stopping=lambda: False)
-
-
-def children() -> list[psutil.Process]:
-    """All descendants, zombies too."""
-    return psutil.Process().children(recursive=True)
 
 
 def sampled_until(gpus: Gpus, wanted: Callable[[Sample], bool]) -> Sample:
