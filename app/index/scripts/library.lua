@@ -8,7 +8,7 @@ local most_rows, slice, slices = 100, 128, 2
 
 local fields = {'agent_type', 'pool_name', 'hostname', 'cpu_cores_available', 'cpu_cores_physical',
     'cpu_load_1min', 'cpu_load_5min', 'cpu_percent', 'memory_available_gb', 'memory_percent',
-    'gpu_vram_available_gb', 'gpu_vram_total_gb', 'gpu_type'}
+    'gpu_vram_available_gb', 'gpu_vram_total_gb', 'gpu_type', 'cordon'}
 
 local function refuse(code, detail)
     return redis.error_reply(code .. ' ' .. detail)
