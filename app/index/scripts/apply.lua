@@ -13,9 +13,8 @@
 local offline_after_ms = tonumber(ARGV[2])
 local outcomes = {}
 
--- The agent's new state, all but its order.
-local function take_over(key, agent_id, old, status, place, machine)
-    local was, cordoned = old.status, old.cordon and old.cordon ~= ''
+-- Where the agent belongs and as what it counts, from what its heartbeat says and what was known.
+local function settle(old, status, place, machine)
     local agent_type, pool, gpu = parse_machine(machine)
     if gpu == '-' then
         -- A goodbye without metrics leaves the last ones.
@@ -24,15 +23,18 @@ local function take_over(key, agent_id, old, status, place, machine)
         local vram, cores = string.match(old.indexed or '', '^(%S+) (%d+)')
         if vram then place = table.concat({vram, cores, agent_type, pool}, ' ') end
     end
-    local indexed = scoped(place, status, cordoned)
-    redis.call('HSET', key, 'indexed', indexed, 'machine', machine)
-    move(agent_id, old.indexed, indexed)
-    local before = was and old.machine
-        and {machine = old.machine, status = was, indexed = old.indexed, cordoned = cordoned}
-    recount(before, {machine = machine, status = status, indexed = indexed, cordoned = cordoned})
-    local moved = (old.indexed or '') ~= indexed
-    if moved or was ~= status then
-        publish(moved and 'capacity' or 'status', agent_id, agent_type, pool, indexed, status)
+    return {machine = machine, status = status, indexed = scoped(place, status, old.cordoned),
+        cordoned = old.cordoned}
+end
+
+-- Brings sets, totals and feed in line.
+local function follow(agent_id, old, new)
+    move(agent_id, old.indexed, new.indexed)
+    recount(old.status and old.machine and old, new)
+    local moved = old.indexed ~= new.indexed
+    if moved or old.status ~= new.status then
+        local agent_type, pool = parse_machine(new.machine)
+        publish(moved and 'capacity' or 'status', agent_id, agent_type, pool, new.indexed, new.status)
     end
 end
 
@@ -45,25 +47,27 @@ while at <= #ARGV do
     at = first + count
 
     local key = agent_key(agent_id)
-    local old = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed', 'status',
-        'changes', 'machine', 'cordon')
+    local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
+        'status', 'changes', 'machine', 'cordon')
     local outcome, holder, holder_seq, boots =
-        judge(old[1], old[2], old[3], old[4], id, boot, seq, offline_after_ms)
+        judge(known[1], known[2], known[3], known[4], id, boot, seq, offline_after_ms)
     if outcome == 'applied' then
         -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
         local seen = math.min(tonumber((split_id(id))), now)
-        local was = old[7]
-        if old[5] == fingerprint and (old[2] or '') == holder then
+        local was = known[7]
+        if known[5] == fingerprint and (known[2] or '') == holder then
             redis.call('HSET', key, 'last_id', id, 'seq', holder_seq)
         else
             -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
-            if old[1] and not was then redis.call('PERSIST', key) end
+            if known[1] and not was then redis.call('PERSIST', key) end
             redis.call('ZREM', silent_key, agent_id)
-            redis.call('HSET', key, 'last_id', id, 'boot_id', holder, 'seq', holder_seq,
-                'fingerprint', fingerprint, unpack(ARGV, first, first + count - 1))
-            if boots then redis.call('HSET', key, 'boots', boots) end
-            take_over(key, agent_id, {indexed = old[6], status = was, machine = old[9], cordon = old[10]},
-                status, place, machine)
+            local old = {status = was, indexed = known[6] or '', machine = known[9],
+                cordoned = known[10] and known[10] ~= '' or false}
+            local new = settle(old, status, place, machine)
+            redis.call('HSET', key, 'last_id', id, 'boot_id', holder, 'seq', holder_seq, 'boots',
+                boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
+                'machine', new.machine, unpack(ARGV, first, first + count - 1))
+            follow(agent_id, old, new)
         end
         if status == 'offline' then
             redis.call('ZREM', seen_key, agent_id)
@@ -73,7 +77,7 @@ while at <= #ARGV do
         end
         if was ~= status then
             if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
-            append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, old[8]))
+            append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
         end
     elseif outcome == 'cloned' then
         redis.call('ZADD', prefix .. ':cloned', now, agent_id)
