@@ -28,7 +28,6 @@ def open_sensors(config: Config, clock: Clock, *, stopping: Callable[[], bool]) 
     gpus = Gpus(
         vendors=config.gpu,
         host_root=config.host_root,
-        clock=clock,
         deadline_s=config.gpu_deadline_s,
         start_s=config.gpu_start_s,
         restart_s=config.interval_s,

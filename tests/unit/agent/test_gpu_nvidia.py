@@ -14,7 +14,6 @@ import pytest
 from tests.children import children
 from tests.fake_nvml import GIB, TITAN, FakeNvml
 from tests.servers import wait_until
-from workers.host_agent.clock import SystemClock
 from workers.host_agent.probes.devices import Sample, best
 from workers.host_agent.probes.gpu import Gpus
 
@@ -25,7 +24,6 @@ def open_gpus(host_root: Path, *, restart_s: float = 0.05) -> Gpus:
     return Gpus(
         vendors=("nvidia",),
         host_root=host_root,
-        clock=SystemClock(),
         deadline_s=DEADLINE_S,
         start_s=15.0,
         restart_s=restart_s,
@@ -187,7 +185,6 @@ def test_a_driver_that_hangs_from_the_start_holds_up_only_the_first_sample(
     gpus = Gpus(
         vendors=("nvidia",),
         host_root=nvml.host_root,
-        clock=SystemClock(),
         deadline_s=DEADLINE_S,
         start_s=2.0,
         restart_s=0.05,
@@ -318,3 +315,77 @@ def test_neither_library_nor_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     gpus = open_gpus(tmp_path)
     assert sample(gpus) == Sample([], ["nvidia: NVML: library not found, and there is no nvidia-smi"])
     gpus.close()
+
+
+# Laptops
+
+
+def put_in_laptop(nvml: FakeNvml, *, status: str, battery: bool = True) -> None:
+    gpu = nvml.host_root / "sys/bus/pci/devices/0000:01:00.0"
+    (gpu / "power").mkdir(parents=True, exist_ok=True)
+    supply = nvml.host_root / "sys/class/power_supply/BAT0"
+    supply.mkdir(parents=True, exist_ok=True)
+    mouse = nvml.host_root / "sys/class/power_supply/hidpp_battery_0"
+    mouse.mkdir(exist_ok=True)
+    for path, content in {
+        gpu / "vendor": "0x10de",
+        gpu / "class": "0x030200",
+        gpu / "power/control": "auto",
+        gpu / "power/runtime_status": status,
+        supply / "type": "Battery" if battery else "Mains",
+        mouse / "type": "Battery",
+        mouse / "scope": "Device",
+    }.items():
+        path.write_text(content + "\n")
+
+
+def test_a_sleeping_gpu_is_not_woken_and_has_all_its_memory(gpus: Gpus, nvml: FakeNvml) -> None:
+    put_in_laptop(nvml, status="active")
+    nvml.say({**TITAN, "gpu0.free": 23 * GIB})
+    sample(gpus)
+    nvml.say({**TITAN, "gpu0.free": 5 * GIB})
+    assert sample(gpus).devices[0].free_mib == 5 * 1024
+    put_in_laptop(nvml, status="suspended")
+    nvml.say({"init": "crash", "memory": "crash"})
+    for _ in range(3):
+        (gpu,) = sample(gpus).devices
+        assert (gpu.total_mib, gpu.free_mib) == (24 * 1024, 23 * 1024)
+
+
+def test_a_gpu_that_may_sleep_is_let_go_of_after_each_look(nvml: FakeNvml) -> None:
+    """The library is opened anew, which this one shows by failing to open."""
+    for battery, reopened in ((True, True), (False, False)):
+        put_in_laptop(nvml, status="active", battery=battery)
+        nvml.say(TITAN)
+        gpus = open_gpus(nvml.host_root)
+        assert sample(gpus).devices
+        nvml.say({**TITAN, "init": 9})
+        assert bool(sample(gpus).reasons) is reopened
+        gpus.close()
+
+
+def test_a_gpu_that_sleeps_at_the_start_is_woken_once_to_be_known(gpus: Gpus, nvml: FakeNvml) -> None:
+    put_in_laptop(nvml, status="suspended")
+    assert sample(gpus).devices[0].free_mib == 20 * 1024
+    nvml.say({"init": "crash"})
+    assert sample(gpus).devices[0].free_mib == 20 * 1024
+
+
+def test_a_late_vendor_does_not_cost_another_its_answer(nvml: FakeNvml) -> None:
+    add_amd_card(nvml.host_root)
+    gpus = Gpus(
+        vendors=("nvidia", "amd"), host_root=nvml.host_root, deadline_s=DEADLINE_S, start_s=15.0, restart_s=0.05
+    )
+    assert {device.vendor for device in sample(gpus).devices} == {"nvidia", "amd"}
+    nvml.say({**TITAN, "memory": "hang"})
+    found = sample(gpus)
+    assert [device.vendor for device in found.devices] == ["amd"]
+    assert found.reasons == ["nvidia: no answer within 1 s"]
+    gpus.close()
+
+
+def add_amd_card(root: Path) -> None:
+    device = root / "sys/class/drm/card0/device"
+    device.mkdir(parents=True)
+    for name, content in {"vendor": "0x1002", "mem_info_vram_total": 8 * GIB, "mem_info_vram_used": 0}.items():
+        (device / name).write_text(f"{content}\n")

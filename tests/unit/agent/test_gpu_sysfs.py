@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 
-from workers.host_agent.clock import SystemClock
 from workers.host_agent.probes import gpu_amd, gpu_intel
 from workers.host_agent.probes.devices import Device, Sample, best, merge
 from workers.host_agent.probes.gpu import Gpus
@@ -153,7 +152,6 @@ def test_the_child_reads_a_tree_too(tmp_path: Path) -> None:
     gpus = Gpus(
         vendors=("amd", "intel"),
         host_root=tmp_path,
-        clock=SystemClock(),
         deadline_s=5,
         start_s=20,
         restart_s=1,

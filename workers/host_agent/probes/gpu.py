@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from workers.host_agent.clock import Clock
 from workers.host_agent.probes import gpu_amd, gpu_intel, gpu_nvidia
 from workers.host_agent.probes.devices import Sample, merge
 from workers.host_agent.probes.sampler import IsolatedProbe, spawn_child
@@ -32,7 +32,6 @@ class Gpus:
         *,
         vendors: tuple[str, ...],
         host_root: Path,
-        clock: Clock,
         deadline_s: float,
         start_s: float,
         restart_s: float,
@@ -40,7 +39,6 @@ class Gpus:
         present: Mapping[str, Callable[[Path], bool]] = _PRESENT,
     ) -> None:
         self._host_root = host_root
-        self._clock = clock
         self._present = present
         self._shared_memory = shared_memory
         self._first = True
@@ -48,7 +46,6 @@ class Gpus:
             vendor: IsolatedProbe(
                 vendor,
                 spawn=partial(spawn_child, vendor, host_root),
-                clock=clock,
                 deadline_s=deadline_s,
                 start_s=start_s,
                 restart_s=restart_s,
@@ -62,7 +59,7 @@ class Gpus:
         """One look at all GPUs. Returns in time whatever the drivers do; never raises for them."""
         self._seen |= {vendor for vendor in self._probes if self._present[vendor](self._host_root)}
         asked = [probe for vendor, probe in self._probes.items() if vendor in self._seen]
-        until_s = self._clock.now_s() + _FIRST_WAIT_S if self._first else None
+        until_s = time.monotonic() + _FIRST_WAIT_S if self._first else None
         self._first = False
         for probe in asked:
             probe.begin(with_processes=with_processes)

@@ -63,6 +63,9 @@ class AmdProbe:
     def _is_integrated(self, device: Path) -> bool:
         """By the layout of `gpu_metrics`: revision 1 is a card's, 2 and 3 an APU's. Once: it wakes the GPU."""
         if device not in self._integrated:
+            if drm.read_text(device / "power/runtime_status") == "suspended":
+                # Only a laptop's card sleeps, never its APU.
+                return False
             try:
                 with (device / "gpu_metrics").open("rb") as file:
                     header = file.read(4)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from workers.host_agent.probes.devices import MIB, Device, Sample
 from workers.host_agent.probes.nvidia_smi import NvidiaSmi
+from workers.host_agent.probes.power import nvidia_rest
 from workers.host_agent.probes.system_memory import read_system_memory
 
 _TRACES: Final = ("dev/nvidiactl", "dev/dxg", "proc/driver/nvidia/version", "etc/nv_tegra_release")
@@ -23,14 +24,34 @@ def present(host_root: Path) -> bool:
 
 
 class NvidiaProbe:
-    """Holds NVML open between samples, since opening it can take seconds; after any error it is opened anew."""
+    """Holds NVML open between samples, since opening it can take seconds; after any error it is opened anew.
+
+    A GPU that sleeps is not woken to be asked, and one that may sleep is let go of after each look.
+    """
 
     def __init__(self, host_root: Path) -> None:
         self._host_root = host_root
         self._nvml: Any = None
         self._smi: NvidiaSmi | None = None
+        self._last: list[Device] = []
+        self._most_free_mib: dict[str, int] = {}
 
     def sample(self, *, with_processes: bool) -> Sample:
+        rest = nvidia_rest(self._host_root)
+        if rest.asleep and self._last:
+            # Nothing is in the memory of a GPU without power, so it has as much free as it ever had.
+            free = self._most_free_mib
+            return Sample(
+                [device._replace(free_mib=free[device.uuid], used_by_pid={}) for device in self._last], []
+            )
+        sample = self._ask(with_processes=with_processes, keep_open=not rest.allowed)
+        self._last = sample.devices
+        for device in sample.devices:
+            most = self._most_free_mib.get(device.uuid, 0)
+            self._most_free_mib[device.uuid] = max(most, device.free_mib)
+        return sample
+
+    def _ask(self, *, with_processes: bool, keep_open: bool) -> Sample:
         if self._smi is not None:
             return self._smi.sample()
         import pynvml  # noqa: PLC0415  # 17 MB that only a machine with an NVIDIA driver should pay for
@@ -45,7 +66,7 @@ class NvidiaProbe:
                 self._smi = NvidiaSmi(self._host_root)
                 return self._smi.sample()
             sample = Sample([], [f"NVML: {_text(error)}"])
-        if sample.reasons:
+        if sample.reasons or not keep_open:
             self._close(pynvml)
         return sample
 

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 import msgspec
 
-from workers.host_agent.clock import Clock
 from workers.host_agent.probes.devices import Device, Sample
 
 _REAP_S: Final = 0.5
@@ -70,15 +70,23 @@ class IsolatedProbe:
     A child that has never answered is starting: it has `start_s` for that, and nobody waits for it but the first
     round. One that has answered before must do so within `deadline_s`. After a failure the next child starts at
     once, after further ones later and later, so that a broken driver costs next to nothing. A child that not even
-    SIGKILL ends (it hangs inside the kernel) is kept in sight, and no other is started beside it.
+    SIGKILL ends (it hangs inside the kernel) is kept in sight, and no other is started beside it. Time is that of
+    a clock that stands still while the machine sleeps, else a child would seem to hang after every night.
     """
 
     def __init__(
-        self, vendor: str, *, spawn: Spawn, clock: Clock, deadline_s: float, start_s: float, restart_s: float
+        self,
+        vendor: str,
+        *,
+        spawn: Spawn,
+        deadline_s: float,
+        start_s: float,
+        restart_s: float,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vendor = vendor
         self._spawn = spawn
-        self._clock = clock
+        self._now_s = now_s
         self._deadline_s = deadline_s
         self._start_s = start_s
         self._restart_s = restart_s
@@ -96,7 +104,7 @@ class IsolatedProbe:
 
     def begin(self, *, with_processes: bool) -> None:
         """Asks the child for a sample; starts one if that is due."""
-        now_s = self._clock.now_s()
+        now_s = self._now_s()
         self._stuck = [child for child in self._stuck if child.poll() is None]
         if self._child is not None and not self._answered:
             self._take_late_answers()
@@ -112,20 +120,21 @@ class IsolatedProbe:
         """The answer to the last `begin()`.
 
         Args:
-            until_s: by the clock, when to give up on a child that is still starting; it is not killed for it.
+            until_s: by `now_s`, when to give up on a child that is still starting; it is not killed for it.
                 None: do not wait for it. A child that has answered before is waited for until its own deadline.
             stopping: ends the wait.
         """
         if self._child is None:
             return self._missing()
         limit_s = self._asked_s + self._deadline_s if self._answered else until_s
-        while limit_s is not None and self._child is not None:
-            left_s = limit_s - self._clock.now_s()
-            if left_s <= 0 or stopping():
-                break
+        while self._child is not None:
+            left_s = 0.0 if limit_s is None or stopping() else limit_s - self._now_s()
             try:
-                line = self._lines.get(timeout=min(left_s, _SLICE_S))
+                # Looked at even when the time is over: the answer may be there, and another vendor's was late.
+                line = self._lines.get(timeout=min(left_s, _SLICE_S)) if left_s > 0 else self._lines.get_nowait()
             except queue.Empty:
+                if left_s <= 0:
+                    break
                 continue
             sample = self._judge(line)
             if sample is not None:
@@ -161,7 +170,7 @@ class IsolatedProbe:
         if self._child is None or self._child.stdin is None:
             return
         self._request_id += 1
-        self._asked_s = self._clock.now_s()
+        self._asked_s = self._now_s()
         request = json.dumps({"id": self._request_id, "processes": with_processes})
         # A child that has just died cannot be written to; the reader's end of file says so in collect().
         with contextlib.suppress(BrokenPipeError):
@@ -221,7 +230,7 @@ class IsolatedProbe:
         self._answered = False
         wait_s = 0.0 if self._failures == 0 else self._restart_s * 2.0 ** min(self._failures - 1, 10)
         self._failures += 1
-        self._retry_at_s = self._clock.now_s() + min(wait_s, _LONGEST_RESTART_S)
+        self._retry_at_s = self._now_s() + min(wait_s, _LONGEST_RESTART_S)
 
     def _end(self, child: ChildProcess) -> None:
         if child.poll() is None:
