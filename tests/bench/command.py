@@ -26,17 +26,21 @@ from tests.bench.ingestion import Length, measure_ingestion
 from tests.bench.lookups import Effort, Grounds, measure_cell
 from tests.bench.machine import describe
 from tests.bench.oracle import WrongAnswerError
-from tests.bench.peers import SERVER, Postgres
+from tests.bench.page import write_page
+from tests.bench.peers import SERVER, TABLES, Postgres
+from tests.bench.pressure import StreamSource, UpdateSource
 from tests.bench.programs import api, environment_for
 from tests.bench.questions import QUESTIONS
 from tests.bench.results import Results
 from tests.servers import PostgresServer, start_postgres, start_valkey
 
+DOCS: Final = Path(__file__).parents[2] / "docs"
+
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 MILLION_FLEETS: Final = ("mixed", "unlucky")
 
 _QUICK_SIZE: Final = 10_000
-_QUICK: Final = Effort(rounds=2, block_s=0.01, load_rounds=1, load_s=0.3)
+_QUICK: Final = Effort(rounds=1, block_s=0.005, load_rounds=1, load_s=0.2)
 _SMALL: Final = Effort(rounds=4, block_s=0.02, load_rounds=2, load_s=1.5)
 _WHOLE: Final = Effort(rounds=7, block_s=0.03, load_rounds=4, load_s=2.5)
 _QUICK_INGESTION: Final = Length(agents=2_000, rounds=1, single=400, batched=4_000, held_s=1.0, probes=20)
@@ -47,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Ends with 0, 1 (a wrong answer) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
     console = Console()
+    if options.page_from is not None:
+        results = msgspec.json.decode(options.page_from.read_bytes(), type=Results)
+        console.print(f"Wrote {write_page(results, DOCS)}")
+        return 0
     try:
         results = run(options, console)
     except WrongAnswerError as wrong:
@@ -57,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.print_results(results, console)
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    if results.whole:
+        console.print(f"Wrote {write_page(results, DOCS)}")
     return 0
 
 
@@ -71,7 +81,10 @@ def run(options: argparse.Namespace, console: Console) -> Results:
         grounds = closing.enter_context(_grounds(server))
         results = Results(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
-            whole=False,
+            whole=not any(
+                (options.quick, options.only, options.size, options.fleet, options.call, options.at_rest)
+            ),
+            quick=options.quick,
             machine=describe(grounds),
         )
         for name, size in cells:
@@ -79,7 +92,7 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             cell = measure_cell(
                 grounds,
                 make_fleet(name, size),
-                _effort(options, size),
+                _effort(options, name, size),
                 [question for question in QUESTIONS if not options.call or question.name in options.call],
                 tell=lambda what, name=name, size=size: progress.update(  # type: ignore[misc]  # bound on purpose
                     task, description=f"{name}, {size:,} agents: {what}"
@@ -113,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--quick", action="store_true", help="10k only, for correctness rather than times")
     parser.add_argument("--at-rest", action="store_true", help="leave out what is measured under load")
+    parser.add_argument("--page-from", type=Path, metavar="FILE", help="write the page from an earlier --json")
     return parser
 
 
@@ -152,9 +166,10 @@ def _cells(options: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-def _effort(options: argparse.Namespace, size: int) -> Effort:
+def _effort(options: argparse.Namespace, fleet: str, size: int) -> Effort:
     effort = _QUICK if options.quick else _WHOLE if size >= 100_000 else _SMALL
-    return msgspec.structs.replace(effort, load_s=0.0) if options.at_rest else effort
+    without_load = options.at_rest or (options.quick and fleet not in MILLION_FLEETS)
+    return msgspec.structs.replace(effort, load_s=0.0) if without_load else effort
 
 
 @contextmanager
@@ -177,6 +192,10 @@ def _grounds(server: PostgresServer) -> Iterator[Grounds]:
             environment=environment,
             pool=pool,
             with_gist=postgres.has_btree_gist(),
+            stream_source=closing.enter_context(StreamSource(valkey.url)),
+            update_sources={
+                table.name: closing.enter_context(UpdateSource(server.url, table)) for table in TABLES
+            },
         )
 
 

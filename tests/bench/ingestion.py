@@ -6,13 +6,16 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
 import psutil
 import redis
 
+from app.client import CapacityClient
+from app.errors import AgentNotFoundError
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
 from app.models.heartbeat import Heartbeat, ResourceMetrics, encode
 from app.models.identity import AgentId
@@ -25,13 +28,15 @@ from tests.bench.oracle import Oracle
 from tests.bench.pressure import PostSource, StreamSource
 from tests.bench.programs import Groups, Program, api, environment_for, worker
 from tests.bench.questions import TOP_10, TOP_10_FOUR_BANDS
-from tests.bench.sides import IndexSide, Ping, Side
-from tests.servers import PostgresServer, ValkeyServer, wait_until
+from tests.bench.sides import SOCKET_TIMEOUT_S, IndexSide, Ping, Side
+from tests.servers import PostgresServer, ValkeyServer, start_valkey, wait_until
 
 _HELD_PER_S: Final = 100_000 / 30
 _FULL_SPEED_PER_S: Final = 30_000.0
 _AT_ONCE: Final = 8
 _BATCH: Final = 500
+_FREED_S: Final = 1.0
+"""Within this the server gives back the buffers of connections that were closed."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +117,7 @@ def measure_ingestion(
     fleet = make_fleet("mixed", length.agents)
     tell("memory")
     for pools in (1, 20):
-        found.memory.append(_memory(grounds, make_fleet("mixed", length.agents, pools=pools)))
+        found.memory.append(_memory(make_fleet("mixed", length.agents, pools=pools), grounds.pool))
     with ExitStack() as closing_all:
         grounds.valkey.flush()
         database_url = server.database_url(server.create_database())
@@ -284,7 +289,7 @@ class _Probe:
     _AGENT: Final = AgentId("00000000-0000-4000-8000-00000000b0b0")
 
     def __init__(self, url: str) -> None:
-        self._index = IndexSide(url, [self._AGENT])
+        self._index = CapacityClient(url, timeout_s=SOCKET_TIMEOUT_S)
         self._client = redis.Redis.from_url(url)
         self._seq = int(time.time() * 1000)
 
@@ -303,9 +308,9 @@ class _Probe:
         started = time.perf_counter()
         self._client.xadd(Keys().heartbeats, {"heartbeat": payload})
         while True:
-            seen = self._index.agent(self._AGENT)
-            if seen is not None and seen.cpu_load_1min == load:
-                return time.perf_counter() - started
+            with suppress(AgentNotFoundError):
+                if self._index.get(self._AGENT).cpu_load_1min == load:
+                    return time.perf_counter() - started
             if time.perf_counter() - started > 60:
                 raise AssertionError("a heartbeat did not become visible within a minute")
 
@@ -329,13 +334,15 @@ def _posted(grounds: Grounds, way: _Way, name: str, *, per_request: int, heartbe
     return Rate(name=name, heartbeats=sent.count[-1], per_s=round(sent.per_s, 1))
 
 
-def _memory(grounds: Grounds, fleet: Fleet) -> Memory:
-    grounds.valkey.flush()
-    with closing(redis.Redis.from_url(grounds.valkey.url, socket_timeout=60)) as client:
+def _memory(fleet: Fleet, pool: ProcessPoolExecutor) -> Memory:
+    """On a server of its own, so that nothing freed or kept from before counts."""
+    with start_valkey() as valkey, closing(redis.Redis.from_url(valkey.url, socket_timeout=60)) as client:
+        # What every server holds, whatever the fleet: scripts, functions, groups, buffers.
+        fill(valkey.url, msgspec.structs.replace(fleet, size=1), pool=pool)
+        time.sleep(_FREED_S)
         before = _used_bytes(client)
-        fill(grounds.valkey.url, fleet, pool=grounds.pool)
-        # What a connection just closed had in its buffers is given back a moment later.
-        time.sleep(0.5)
+        fill(valkey.url, fleet, pool=pool)
+        time.sleep(_FREED_S)
         used = _used_bytes(client) - before
         pool_sets = sum(
             client.memory_usage(key, samples=0) or 0
@@ -343,7 +350,7 @@ def _memory(grounds: Grounds, fleet: Fleet) -> Memory:
         )
     return Memory(
         pools=fleet.pools,
-        bytes=round(used / fleet.size, 1),
+        bytes=round(used / (fleet.size - 1), 1),
         pool_sets_bytes=round(pool_sets / fleet.size, 1),
     )
 

@@ -91,6 +91,9 @@ class Grounds(msgspec.Struct, frozen=True, kw_only=True):
     """That of Headroom's processes."""
     pool: ProcessPoolExecutor
     with_gist: bool
+    stream_source: StreamSource
+    update_sources: dict[str, UpdateSource]
+    """By table."""
 
 
 class _Store(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +169,8 @@ class _Bench:
         gc.collect()
         gc.freeze()
         closing.callback(gc.unfreeze)
+        for source in (grounds.stream_source, *grounds.update_sources.values()):
+            source.start_over()
         self._redis = self._redis_store(oracle)
         self._stores = [self._redis, *(self._postgres_store(oracle.fork(), table) for table in tables)]
         # They hold Redis for so long that among the others they would be measured as well.
@@ -241,7 +246,7 @@ class _Bench:
             name="Redis",
             oracle=oracle,
             sides=sides,
-            source=self._closing.enter_context(StreamSource(url)),
+            source=self._grounds.stream_source,
             behind=lambda: groups.behind(GROUP_INDEX),
             settle=settle,
         )
@@ -255,7 +260,7 @@ class _Bench:
             name=table.side,
             oracle=oracle,
             sides=sides,
-            source=self._closing.enter_context(UpdateSource(postgres.url, table)),
+            source=self._grounds.update_sources[table.name],
         )
 
     def _intersecting_sides(self, oracle: Oracle) -> list[Side]:

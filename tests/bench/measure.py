@@ -20,7 +20,7 @@ _MOST_CALLS: Final = 200
 _WARM_UP: Final = 7
 """Postgres plans a prepared statement anew five times before it may settle on one plan."""
 
-_TOO_SLOW_TO_REPEAT_S: Final = 0.25
+_TOO_SLOW_TO_REPEAT_S: Final = 0.02
 
 
 class Summary(msgspec.Struct, frozen=True):

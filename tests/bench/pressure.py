@@ -222,14 +222,14 @@ def _request(fleet: Fleet, beats: range) -> bytes:
 def send_updates(pipe: Connection, database_url: str, table: PeerTable) -> None:
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(plain_url(database_url)))
-        statement = runner.run(connection.prepare(table.upsert))
 
         def prepare(prepared: Preparation, beats: range) -> list[list[Any]]:
             return _update_slice(prepared, beats, with_documents=table.name == JSON.name)
 
         def send(_heartbeats: int, columns: list[list[Any]]) -> None:
             columns[1] = [datetime.now(UTC)] * len(columns[0])
-            runner.run(statement.fetch(*columns))
+            # The driver prepares it once and keeps it.
+            runner.run(connection.fetch(table.upsert, *columns))
 
         _serve(pipe, prepare, send)
         runner.run(connection.close())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Line
 from tests.bench.questions import QUESTIONS
 from tests.bench.results import Results
+from tests.bench.targets import targets
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -20,6 +22,46 @@ def print_results(results: Results, console: Console) -> None:
         cells.setdefault((line.fleet, line.size, line.phase), []).append(line)
     for (fleet, size, phase), lines in cells.items():
         console.print(_table(f"{fleet}, {size:,} agents, {phase}", lines))
+    if results.ingestion is not None:
+        console.print(_ingestion_table(results.ingestion))
+    if not results.quick:
+        console.print(_targets_table(results))
+
+
+def _targets_table(results: Results) -> Table:
+    table = Table(title="It must show", title_justify="left")
+    for name in ("what", "asked", "measured", ""):
+        table.add_column(name)
+    for target in targets(results):
+        if target.met is not None:
+            verdict = "[green]met[/]" if target.met else "[bold red]not met[/]"
+            table.add_row(target.what, target.asked, target.measured, verdict)
+    return table
+
+
+def _ingestion_table(found: Ingestion) -> Table:
+    table = Table(title=f"ingestion, {found.agents:,} agents", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    for rate in found.rates:
+        table.add_row(rate.name, f"{rate.per_s:,.0f}/s")
+    for delay in found.delays:
+        table.add_row(f"visible after, {delay.name}", f"{delay.p50_ms:g} ms (p99 {delay.p99_ms:g})")
+    if (held := found.held) is not None:
+        for name, loaded in held.loaded.items():
+            idle = milliseconds(held.idle[name].p50_ms)
+            table.add_row(
+                f"{name}, idle and at {held.per_s:,.0f} heartbeats/s",
+                f"{idle} and {milliseconds(loaded.p50_ms)} ms (p99 {milliseconds(loaded.p99_ms)})",
+            )
+    for memory in found.memory:
+        table.add_row(
+            f"memory per agent, {memory.pools} pools",
+            f"{memory.bytes:,.0f} B, {memory.pool_sets_bytes:,.0f} of them for pool filters",
+        )
+    if (refill := found.refill) is not None:
+        table.add_row(f"refill of {refill.agents:,} agents", f"{refill.seconds:.2f} s")
+    return table
 
 
 def _table(title: str, lines: list[Line]) -> Table:

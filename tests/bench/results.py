@@ -19,11 +19,16 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """`whole`: nothing was left out, so that it may be published."""
+    """Attributes.
+
+    whole: nothing was left out, so that it may be published.
+    quick: the times mean nothing.
+    """
 
     started: str
     machine: Machine
     whole: bool = False
+    quick: bool = False
     took_s: float = 0.0
     checked: int = 0
     lines: list[Line] = []

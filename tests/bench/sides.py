@@ -10,12 +10,9 @@ from typing import Any, Final, Protocol
 import msgspec
 import redis
 
+from app.client import CapacityClient
 from app.index.keys import Keys
-from app.index.lookup import find_call, get_call, parse_find, parse_get
-from app.index.placement import read_row
-from app.index.scripts import Call
-from app.models.capacity import AgentCapacity, AvailableCapacity, CapacityQuery
-from app.models.identity import AgentId
+from app.models.capacity import AgentCapacity, AvailableCapacity
 from tests.bench.fleets import AGENT_TYPE
 from tests.bench.questions import Answer, Question, Row
 
@@ -62,18 +59,17 @@ def timed(call: Callable[[int], Any], turns: Sequence[int]) -> list[Timed]:
 
 
 def connect(url: str) -> redis.Redis:
-    """The kind of connection that the planner's blocking client uses."""
     return redis.Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, decode_responses=False)
 
 
 class Ping:
-    """The floor: the cheapest round trip over the same kind of connection."""
+    """The floor: the cheapest round trip over the connection that the client uses, made the same way."""
 
     name = "PING"
     exact = True
 
     def __init__(self, url: str) -> None:
-        self._client = connect(url)
+        self._client = CapacityClient(url, timeout_s=SOCKET_TIMEOUT_S)
 
     def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
         del question
@@ -87,26 +83,23 @@ class Ping:
 
 
 class IndexSide:
-    """This index, over one blocking connection."""
+    """This index, asked by the planner's blocking client over one connection."""
 
     name = "index"
     exact = True
 
     def __init__(self, url: str, asked_ids: Sequence[str]) -> None:
-        self._client = connect(url)
-        self._keys = Keys()
+        self._client = CapacityClient(url, timeout_s=SOCKET_TIMEOUT_S)
         self._asked_ids = asked_ids
-        self._epoch = ""
 
     def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
+        vram_gb, cores, limit = question.min_vram_gb, question.min_cores, question.limit
+        client, asked_ids = self._client, self._asked_ids
         if question.kind == "one":
-            return timed(lambda turn: self.agent(AgentId(self._asked_ids[turn % len(self._asked_ids)])), turns)
-        query = CapacityQuery(
-            min_gpu_vram_gb=question.min_vram_gb, min_cpu_cores=question.min_cores, limit=question.limit
-        )
+            return timed(lambda turn: client.get(asked_ids[turn % len(asked_ids)]), turns)
         if question.kind == "count":
-            return timed(lambda _: self._find(query, with_total=True)[1], turns)
-        return timed(lambda _: self._find(query, with_total=False)[0], turns)
+            return timed(lambda _: client.count(vram_gb, cores), turns)
+        return timed(lambda _: client.find(vram_gb, cores, limit=limit), turns)
 
     def read(self, question: Question, raw: Any) -> Answer:
         if question.kind == "count":
@@ -117,49 +110,6 @@ class IndexSide:
 
     def close(self) -> None:
         self._client.close()
-
-    def _find(self, query: CapacityQuery, *, with_total: bool) -> tuple[list[AvailableCapacity], int | None]:
-        reply = self._run(
-            lambda: find_call(
-                self._keys,
-                query,
-                epoch=self._epoch,
-                now_ms=None,
-                offline_after_ms=round(OFFLINE_AFTER_S * 1000),
-                limit=query.limit,
-                after=None,
-                with_total=with_total,
-                wide=False,
-            )
-        )
-        found = parse_find(reply)
-        rows = [read_row(agent_id, AGENT_TYPE, document, seen_ms) for agent_id, seen_ms, document in found.rows]
-        return rows, found.total
-
-    def agent(self, agent_id: AgentId) -> AgentCapacity | None:
-        return parse_get(
-            agent_id,
-            self._run(
-                lambda: get_call(
-                    self._keys,
-                    agent_id,
-                    epoch=self._epoch,
-                    now_ms=None,
-                    offline_after_ms=round(OFFLINE_AFTER_S * 1000),
-                )
-            ),
-        )
-
-    def _run(self, make_call: Callable[[], Call]) -> Any:
-        while True:
-            call = make_call()
-            try:
-                reply: Any = self._client.evalsha(call.script.sha, 1, call.prefix, *call.arguments)
-            except redis.exceptions.NoScriptError:
-                reply = self._client.eval(call.script.source, 1, call.prefix, *call.arguments)
-            if reply[0] != b"epoch":
-                return reply
-            self._epoch = reply[1].decode()
 
 
 class _PlainSets:
