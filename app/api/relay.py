@@ -22,6 +22,7 @@ from app.api.heartbeats import read_batch, read_heartbeat
 from app.api.problems import UnauthorizedError, add_problem_handlers, problem
 from app.api.query import read_query
 from app.models.heartbeat import Heartbeat
+from app.models.identity import AgentId
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 _OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
@@ -47,6 +48,9 @@ class Relay(Protocol):
     def next_heartbeat_s(self) -> float:
         """When an agent should report again."""
 
+    def is_cloned(self, agent_id: AgentId) -> bool:
+        """Whether the server lately saw two machines under this id."""
+
     def status(self) -> RelayStatus: ...
 
 
@@ -55,6 +59,7 @@ class RelayedDocument(msgspec.Struct, frozen=True):
 
     next_heartbeat_s: float
     stream_id: None = None
+    cloned: bool = False
 
 
 class RelayedItemDocument(msgspec.Struct, frozen=True):
@@ -76,7 +81,8 @@ def build_relay(relay: Relay, *, token: str) -> FastAPI:
         read_query(request, ())
         document = await read_document(request, max_bytes=MAX_BODY_BYTES)
         relay.take([read_heartbeat(document, agent_id)])
-        return answer(RelayedDocument(relay.next_heartbeat_s()), status=202)
+        relayed = RelayedDocument(relay.next_heartbeat_s(), cloned=relay.is_cloned(agent_id))
+        return answer(relayed, status=202)
 
     async def post_heartbeats(request: Request) -> Response:
         read_query(request, ())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from workers.host_agent.clock import Clock, Pause, StopRequestedError
-from workers.host_agent.delivery import Sender
+from workers.host_agent.delivery import Outcome, Sender
 from workers.host_agent.heartbeat import Report, pack
 from workers.host_agent.schedule import Schedule
 
@@ -48,6 +48,7 @@ class Agent:
         self._rng = rng
         self._alive = alive
         self._known = False
+        self._cloned = False
 
     def run(self) -> None:
         """Returns when it is asked to end, after the goodbye."""
@@ -79,12 +80,21 @@ class Agent:
             raise StopRequestedError
         outcome = self._sender.deliver(self._path, pack(report))
         now_s = self._clock.now_s()
+        self._tell_clone(outcome)
         if outcome.accepted or outcome.refused:
             self._known = self._known or outcome.accepted
             return self._schedule.after_answer(
                 started_s=started_s, now_s=now_s, next_heartbeat_s=outcome.next_heartbeat_s
             )
         return self._schedule.after_failure(now_s=now_s, retry_after_s=outcome.retry_after_s)
+
+    def _tell_clone(self, outcome: Outcome) -> None:
+        if outcome.cloned and not self._cloned:
+            _log.error(
+                "Another machine reports with this identity. If this disk was copied from it, "
+                "stop this agent, delete identity.json in its state directory, and start it again"
+            )
+        self._cloned = outcome.cloned
 
     def _say_goodbye(self) -> None:
         """A machine that never arrived does not take its leave: that would only register it."""

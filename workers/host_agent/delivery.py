@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     next_heartbeat_s: float | None = None
     retry_after_s: float | None = None
     detail: str = ""
+    cloned: bool = False
     body: bytes = b""
 
 
@@ -49,7 +50,10 @@ class Transport(Protocol):
 
 
 class _Accepted(msgspec.Struct, frozen=True):
+    """`cloned` is a flag in the answer to one heartbeat, and a list of ids in that to a batch."""
+
     next_heartbeat_s: Annotated[float, msgspec.Meta(gt=0)] | None
+    cloned: bool | list[str] = False
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -138,10 +142,15 @@ def read_answer(answer: HttpAnswer) -> Outcome:
     """Only a Headroom's 202 counts: a captive portal answers 200 to anything."""
     if answer.status == _ACCEPTED:
         try:
-            wish_s = _accepted.decode(answer.body).next_heartbeat_s
+            accepted = _accepted.decode(answer.body)
         except msgspec.DecodeError:
             return Outcome(detail="the answer is not Headroom's")
-        return Outcome(accepted=True, next_heartbeat_s=wish_s, body=answer.body)
+        return Outcome(
+            accepted=True,
+            next_heartbeat_s=accepted.next_heartbeat_s,
+            cloned=bool(accepted.cloned),
+            body=answer.body,
+        )
     detail = f"status {answer.status}"
     try:
         problem = _problem.decode(answer.body)

@@ -6,6 +6,7 @@ An agent needs no setting for it but its address: a gateway takes heartbeats as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
@@ -54,6 +55,7 @@ class _Rejected(msgspec.Struct, frozen=True):
 
 class _BatchAnswer(msgspec.Struct, frozen=True):
     rejected: list[_Rejected] = []
+    cloned: list[str] = []
 
 
 _batch_answer = msgspec.json.Decoder(_BatchAnswer)
@@ -69,6 +71,7 @@ class Collector:
         self._held: dict[AgentId, _Held] = {}
         self._wish_s = interval_s
         self._failing_since_s: float | None = None
+        self._cloned: frozenset[str] = frozenset()
 
     def take(self, heartbeats: Sequence[Heartbeat]) -> None:
         """Raises UnavailableError while no server is reached, so that agents with another address use it."""
@@ -80,6 +83,9 @@ class Collector:
             away = self._away(now_s)
         if away:
             raise UnavailableError("This gateway reaches no server", retry_after_s=_RETRY_AFTER_S)
+
+    def is_cloned(self, agent_id: AgentId) -> bool:
+        return agent_id in self._cloned
 
     def next_heartbeat_s(self) -> float:
         return round(self._wish_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER), 3)
@@ -103,11 +109,19 @@ class Collector:
             for held in batch:
                 self._held.setdefault(held.heartbeat.agent_id, held)
 
-    def tell(self, outcome: Outcome) -> None:
-        """Remembers what the server said."""
+    def tell(self, outcome: Outcome, batch: Sequence[_Held]) -> None:
+        """Remembers what the server said to a batch, and logs whom it rejected."""
+        said = _read_batch_answer(outcome)
+        for item in said.rejected:
+            if item.index < len(batch):
+                agent_id = batch[item.index].heartbeat.agent_id
+                _log.warning("The server rejected the heartbeat of %s: %s", agent_id, item.code)
         with self._lock:
             if outcome.accepted or outcome.refused:
                 self._failing_since_s = None
+                # The answer speaks of this batch only; the others' flags stand.
+                told = {held.heartbeat.agent_id for held in batch}
+                self._cloned = frozenset(said.cloned) | (self._cloned - told)
                 self._wish_s = outcome.next_heartbeat_s or self._wish_s
             elif self._failing_since_s is None:
                 self._failing_since_s = self._clock.now_s()
@@ -151,9 +165,7 @@ class Forwarder:
         while batches:
             batch = batches.pop(0)
             outcome = self._sender.deliver(_PATH, _pack(batch))
-            self._collector.tell(outcome)
-            if outcome.accepted:
-                _tell_rejected(outcome, batch)
+            self._collector.tell(outcome, batch)
             if outcome.accepted or outcome.refused:
                 self._schedule.failures = 0
                 continue
@@ -250,13 +262,8 @@ def _pack(batch: Sequence[_Held]) -> bytes:
     return msgspec.msgpack.encode({"heartbeats": documents})
 
 
-def _tell_rejected(outcome: Outcome, batch: Sequence[_Held]) -> None:
-    try:
-        rejected = _batch_answer.decode(outcome.body).rejected
-    except msgspec.DecodeError:
-        return
-    for item in rejected:
-        if item.index < len(batch):
-            _log.warning(
-                "The server rejected the heartbeat of %s: %s", batch[item.index].heartbeat.agent_id, item.code
-            )
+def _read_batch_answer(outcome: Outcome) -> _BatchAnswer:
+    if outcome.accepted:
+        with contextlib.suppress(msgspec.DecodeError):
+            return _batch_answer.decode(outcome.body)
+    return _BatchAnswer()

@@ -285,6 +285,13 @@ def test_trouble_is_logged_once_and_its_end_too(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+def test_a_clone_is_told_by_flag_or_by_list(server: HeartbeatServer, deliver: Callable[..., Outcome]) -> None:
+    for cloned, told in ((True, True), (["x"], True), (False, False), ([], False)):
+        body = {"stream_id": "1-0", "next_heartbeat_s": 30.0, "cloned": cloned}
+        server.reply = lambda _, body=body: Reply(body=body)  # type: ignore[misc]  # the default binds the body
+        assert deliver(server.port).cloned is told
+
+
 def test_a_stop_request_ends_the_wait_for_an_answer(server: HeartbeatServer) -> None:
     class Stopping(NeverStops):
         stopping = True

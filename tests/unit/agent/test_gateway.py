@@ -194,6 +194,21 @@ def test_what_the_server_rejects_is_logged_by_agent(site: Site, caplog: pytest.L
     assert [IDS[1] in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_a_clone_is_passed_on_until_the_server_takes_it_back(site: Site) -> None:
+    body = msgspec.json.encode({"cloned": [IDS[0]]})
+    for number in (0, 1):
+        site.take(number, 1)
+    site.upstream.answer = lambda: Outcome(accepted=True, cloned=True, body=body)
+    site.forwarder.send()
+    site.upstream.answer = lambda: Outcome(accepted=True, body=b"{}")
+    site.take(1, 2)
+    site.forwarder.send()
+    assert [site.collector.is_cloned(IDS[number]) for number in (0, 1)] == [True, False]
+    site.take(0, 2)
+    site.forwarder.send()
+    assert not site.collector.is_cloned(IDS[0])
+
+
 def test_at_the_end_what_is_held_is_sent_once_more(site: Site) -> None:
     site.take(0, 1)
     site.stopped = True
@@ -250,7 +265,7 @@ async def test_faults_are_the_apis(site: Site, path: str, body: object, status: 
 
 
 async def test_away_is_503_with_a_time(site: Site) -> None:
-    site.collector.tell(FAILED)
+    site.collector.tell(FAILED, [])
     site.clock.time_s += 6
     answer = await post(site, f"/api/v1/agents/{IDS[0]}/heartbeat", {"resource_metrics": {}})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
