@@ -106,6 +106,10 @@ class Keys:
     def totals(self, agent_type: str, pool_name: str) -> str:
         return f"{self.prefix}:{agent_type}:totals:{encode_pool(pool_name)}"
 
+    def all_totals(self, agent_type: str) -> str:
+        """Those of all pools together: no pool's encoded name is a star."""
+        return f"{self.prefix}:{agent_type}:totals:*"
+
     def pools(self, agent_type: str) -> str:
         return f"{self.prefix}:{agent_type}:pools"
 

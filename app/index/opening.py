@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio as aredis
 
+from app.index.audit import IndexAudit
 from app.index.clock import IndexClock, ServerClock
 from app.index.connect import connect, connect_reader, on_connect, server_run_id
 from app.index.epoch import EpochGuard
 from app.index.feed import RedisFeed
+from app.index.fleet import RedisFleet
 from app.index.index import RedisIndex
 from app.index.insight import Insights, RedisInsight
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
@@ -44,6 +46,7 @@ class Index:
         self.capacity = RedisIndex(client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s)
         self.cordons = self.capacity
         self.insight = RedisInsight(Insights(self.keys, self.capacity.lookups), self.capacity.run)
+        self.fleet = RedisFleet(client, self.keys, self.epochs)
         self.log = HeartbeatStream(client, self.keys, clock, offline_after_s=settings.offline_after_s)
         self.upkeep = Upkeep(
             client,
@@ -54,6 +57,7 @@ class Index:
             forget_after_d=settings.forget_after_d,
         )
         self.states = IndexStates(client, self.keys)
+        self.audit = IndexAudit(client, self.keys)
         self.stream = StreamUpkeep(client, self.keys, max_entries=settings.stream_max_entries)
 
     async def refuse_unfit_server(self) -> None:

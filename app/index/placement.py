@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from datetime import UTC, datetime
 
 import msgspec
@@ -127,6 +128,11 @@ def read_row(agent_id: AgentId, agent_type: str, document: bytes, seen_ms: int) 
 
 def from_ms(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def mib(gb: float) -> int:
+    """Whole MiB, rounded as the scripts do."""
+    return math.floor(gb * 1024 + 0.5)
 
 
 def to_ms(moment: datetime) -> int:

@@ -64,7 +64,7 @@ class IndexStates:
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
         """The same as the log entries that would have made them."""
         async for page in self.agents():
-            yield [entry for agent in page for entry in _entries(agent)]
+            yield [entry for agent in page for entry in entries_of(agent)]
 
     async def gap(self) -> Gap | None:
         """What the record's group missed, None when nothing."""
@@ -114,7 +114,9 @@ def _read(agent_id: AgentId, raw: dict[bytes, bytes]) -> IndexedAgent:
     )
 
 
-def _entries(agent: IndexedAgent) -> list[LogEntry]:
+def entries_of(agent: IndexedAgent) -> list[LogEntry]:
+    """The log entries that would make the record agree with the index about this agent."""
+
     def transition(stream_id: StreamId, kind: TransitionKind, reason: Reason) -> LogEntry:
         return LogEntry(
             stream_id,

@@ -1,0 +1,120 @@
+"""The audit finds what was damaged, nothing else, and puts it right."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.index.clock import ManualClock
+from app.index.opening import Index
+from app.index.placement import from_ms
+from app.models.capacity import AgentStatus
+from app.models.cordon import Cordon
+from app.models.finding import Finding
+from app.record import Record, migrate, open_record
+from tests.consistency import assert_index_consistent
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.audit import Audit
+from workers.reaper import Reaper
+from workers.recorder import Recorder
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1_800_000_000_000)
+
+
+@pytest.fixture
+async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
+    async with opened_index(index_settings(redis_url), clock=clock) as index:
+        clock.advance(90)
+        yield index
+
+
+@pytest.fixture
+async def record(record_url: str) -> AsyncIterator[Record]:
+    settings = index_settings("redis://unused", database_url=record_url)
+    await migrate(settings.record_url)
+    record = open_record(settings)
+    yield record
+    await record.close()
+
+
+async def audit(index: Index, record: Record, *, repair: bool = False) -> list[Finding]:
+    return [one async for one in Audit(index, record, settle_s=0, pause_s=0).run(repair=repair)]
+
+
+@pytest.fixture
+async def fleet(index: Index, record: Record, clock: ManualClock) -> None:
+    """Agents in every state, recorded."""
+    await index.log.append([heartbeat(n, vram=2.5 * n, cores=3 * n, seq=1) for n in range(9)])
+    await apply_everything(index)
+    clock.advance(60)
+    await index.log.append([heartbeat(n, vram=2.5 * n, cores=3 * n, seq=2) for n in range(1, 6)])
+    await index.log.append([heartbeat(6, seq=2, status=AgentStatus.BUSY)])
+    await index.log.append([heartbeat(7, seq=2, status=AgentStatus.OFFLINE, resource_metrics=None)])
+    await apply_everything(index)
+    await index.cordons.cordon(agent_id(5), Cordon(reason="r", actor="a", since=from_ms(clock.now_ms())))
+    await apply_everything(index)
+    clock.advance(40)
+    await Reaper(index.upkeep, "test", every_s=0).sweep()
+    await apply_everything(index)
+    await Recorder(index.record_reader(), record.writer).run_once()
+
+
+async def test_a_sound_system_has_no_findings(index: Index, record: Record, fleet: None) -> None:
+    assert await audit(index, record) == []
+
+
+DAMAGES: list[tuple[str, list[tuple[Any, ...]]]] = [
+    ("index", [("ZREM", "headroom:desktop:vram:cores:4+", agent_id(2))]),
+    ("index", [("ZADD", "headroom:desktop:vram", "99", agent_id(3))]),
+    ("index", [("ZADD", "headroom:desktop:vram:cores:1024+", "99", agent_id(3))]),
+    ("index", [("ZADD", "headroom:desktop:pool:default:vram:cores:1+", "1", agent_id(77))]),
+    ("index", [("ZREM", "headroom:seen", agent_id(4))]),
+    ("index", [("HSET", f"headroom:agent:{agent_id(4)}", "indexed", "10.0 12 desktop:busy default")]),
+    ("totals", [("HINCRBY", "headroom:desktop:totals:default", "nvidia:vram_available_mib", "7")]),
+    ("totals", [("HINCRBY", "headroom:desktop:totals:*", "amd:online", "1")]),
+]
+
+
+@pytest.mark.parametrize(("where", "commands"), DAMAGES)
+async def test_damage_to_the_index_is_found_and_put_right(
+    index: Index, record: Record, fleet: None, where: str, commands: list[tuple[Any, ...]]
+) -> None:
+    client: Any = index.capacity._client
+    for command in commands:
+        await client.execute_command(*command)
+    found = await audit(index, record)
+    assert found
+    assert {one.where for one in found if not one.repaired} >= {where}
+    repaired = await audit(index, record, repair=True)
+    assert all(one.repaired for one in repaired)
+    assert await audit(index, record) == []
+    await assert_index_consistent(index)
+
+
+async def test_what_the_record_missed_is_found_and_recorded(index: Index, record: Record, fleet: None) -> None:
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(1, vram=40.0, cores=3, seq=3), heartbeat(20, seq=1)])
+    await apply_everything(index)
+    await client.xtrim(index.keys.heartbeats, maxlen=0, approximate=False)
+    found = await audit(index, record)
+    assert {(one.where, one.subject) for one in found} == {("record", agent_id(1)), ("record", agent_id(20))}
+    await audit(index, record, repair=True)
+    assert await audit(index, record) == []
+
+
+async def test_an_agent_that_the_index_lost_comes_back_from_the_record(
+    index: Index, record: Record, fleet: None
+) -> None:
+    client: Any = index.capacity._client
+    await client.delete(index.keys.agent(agent_id(3)))
+    await audit(index, record, repair=True)
+    await audit(index, record, repair=True)
+    assert await audit(index, record) == []
+    agent = await index.capacity.get(agent_id(3))
+    assert agent is not None
+    assert agent.gpu_vram_available_gb == 7.5

@@ -1,0 +1,155 @@
+"""The audit: holds the index against itself and against the record, and can put right what differs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from app.index.audit import Totals, TotalsCount
+from app.index.states import entries_of
+from app.models.capacity import AgentStatus, Resources
+from app.models.finding import Finding
+
+if TYPE_CHECKING:
+    from app.index.opening import Index
+    from app.index.states import IndexedAgent
+    from app.models.agent import RecordedState
+    from app.models.identity import AgentId, StreamId
+    from app.record import Record
+
+_PAGE: Final = 500
+
+
+class _Difference(NamedTuple):
+    what: str
+    last_id: StreamId | None
+
+
+class Audit:
+    """Reads in slices and pauses in between, so that a live system hardly notices.
+
+    What changes while it is looked at is looked at twice: only a difference that stays is reported.
+
+    Args:
+        index: what lookups are answered from.
+        record: what it should agree with.
+        pause_s: between two slices.
+        settle_s: what the workers are given to catch up before a difference counts.
+        progress: told of every step with the agents looked at in it.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        record: Record,
+        *,
+        pause_s: float = 0.005,
+        settle_s: float = 3.0,
+        progress: Callable[[str, int], None] = lambda _step, _agents: None,
+    ) -> None:
+        self._index = index
+        self._record = record
+        self._pause_s = pause_s
+        self._settle_s = settle_s
+        self._progress = progress
+
+    async def run(self, *, repair: bool) -> AsyncIterator[Finding]:
+        """Yields every difference. May raise IndexUnavailableError or RecordUnavailableError."""
+        for part in (self._sets, self._totals, self._against_record):
+            async for finding in part(repair=repair):
+                yield finding
+
+    async def _sets(self, *, repair: bool) -> AsyncIterator[Finding]:
+        async for agent_ids in self._index.audit.agent_ids():
+            for finding in await self._index.audit.agents(agent_ids, repair=repair):
+                yield finding
+            self._progress("sets", len(agent_ids))
+            await asyncio.sleep(self._pause_s)
+        async for finding in self._index.audit.strays(repair=repair):
+            yield finding
+
+    async def _totals(self, *, repair: bool) -> AsyncIterator[Finding]:
+        first = await self._missing_totals()
+        if not first:
+            return
+        await asyncio.sleep(self._settle_s)
+        second = await self._missing_totals()
+        lasting: Totals = {}
+        for key, fields in first.items():
+            for field, missing in fields.items():
+                if second.get(key, {}).get(field) == missing:
+                    lasting.setdefault(key, {})[field] = missing
+                    what = f"{field} is {abs(missing)} too {'low' if missing > 0 else 'high'}"
+                    yield Finding(where="totals", subject=key, what=what, repaired=repair)
+        if repair:
+            await self._index.audit.correct_totals(lasting)
+
+    async def _missing_totals(self) -> Totals:
+        count = TotalsCount(self._index.keys)
+        async for page in self._pages("totals"):
+            for agent in page:
+                count.add(agent)
+        return count.missing_from(await self._index.audit.totals())
+
+    async def _against_record(self, *, repair: bool) -> AsyncIterator[Finding]:
+        first = await self._differences()
+        if not first:
+            return
+        await asyncio.sleep(self._settle_s)
+        second = await self._differences()
+        lasting = {agent_id for agent_id, difference in second.items() if first.get(agent_id) == difference}
+        if repair:
+            await self._agree(lasting)
+        for agent_id in sorted(lasting):
+            yield Finding(where="record", subject=agent_id, what=second[agent_id].what, repaired=repair)
+
+    async def _differences(self) -> dict[AgentId, _Difference]:
+        indexed: dict[AgentId, IndexedAgent] = {}
+        async for page in self._pages("record"):
+            indexed |= {agent.heartbeat.agent_id: agent for agent in page}
+        differences: dict[AgentId, _Difference] = {}
+        async for states in self._record.reader.states(page_size=_PAGE):
+            for state in states:
+                agent = indexed.pop(state.agent.agent_id, None)
+                what = _difference(agent, state)
+                if what:
+                    differences[state.agent.agent_id] = _Difference(what, agent.last_id if agent else None)
+            await asyncio.sleep(self._pause_s)
+        for agent_id, agent in indexed.items():
+            differences[agent_id] = _Difference("is in the index alone", agent.last_id)
+        return differences
+
+    async def _agree(self, agent_ids: set[AgentId]) -> None:
+        """The newer side wins by the order rule: index to record, and what only the record has to the index."""
+        async for page in self._pages("repair"):
+            chosen = [agent for agent in page if agent.heartbeat.agent_id in agent_ids]
+            if chosen:
+                await self._record.writer.write([entry for agent in chosen for entry in entries_of(agent)])
+        async for states in self._record.reader.states(page_size=_PAGE):
+            await self._index.upkeep.restore([state for state in states if state.agent.agent_id in agent_ids])
+
+    async def _pages(self, step: str) -> AsyncIterator[list[IndexedAgent]]:
+        """Pages without agents that an earlier page had: a change of state may show one twice."""
+        shown: set[AgentId] = set()
+        async for page in self._index.states.agents():
+            fresh = [agent for agent in page if agent.heartbeat.agent_id not in shown]
+            shown |= {agent.heartbeat.agent_id for agent in fresh}
+            yield fresh
+            self._progress(step, len(fresh))
+            await asyncio.sleep(self._pause_s)
+
+
+def _difference(agent: IndexedAgent | None, state: RecordedState) -> str:
+    """What differs, empty for nothing. Agents that are long offline are in the record alone, and may be."""
+    if agent is None:
+        return "" if state.agent.status is AgentStatus.OFFLINE else "is in the record alone"
+    if agent.last_id != state.order.last_id:
+        return f"last heartbeat {agent.last_id} in the index, {state.order.last_id} in the record"
+    if agent.status is not state.agent.status:
+        return f"{agent.status} in the index, {state.agent.status} in the record"
+    if Resources.of(agent.heartbeat.metrics) != Resources.of(state.agent.resource_metrics):
+        return "other metrics in the index than in the record"
+    if agent.cordon != state.cordon:
+        return "other cordon in the index than in the record"
+    return ""
