@@ -111,11 +111,13 @@ class Proxy:
     async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = [task for link in self._links for task in link.tasks]
+        self._open.set()
         await self._cut()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        serving = asyncio.all_tasks() - {asyncio.current_task()}
+        if serving:
+            await asyncio.wait(serving, timeout=5)
+        # Transports close in a later turn of the loop.
+        await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     async def _cut(self) -> None:

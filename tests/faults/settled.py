@@ -148,21 +148,21 @@ async def _totals_against_hashes(client: aredis.Redis, hashes: Mapping[AgentId, 
     """Only what is not zero: a total that came down to zero may stay."""
     expected: dict[str, Counter[str]] = {}
     for fields in hashes.values():
-        key = KEYS.totals(fields["agent_type"], fields["pool_name"])
         gpu, status = fields["gpu_type"], fields["status"]
         heard = status != AgentStatus.OFFLINE
         free = status == AgentStatus.ONLINE and fields["indexed"] != "" and not fields.get("cordon")
-        expected.setdefault(key, Counter()).update(
-            {
-                f"{gpu}:{status}": 1,
-                f"{gpu}:cordoned": int(bool(fields.get("cordon"))),
-                f"{gpu}:vram_total_mib": heard * _mib(fields["gpu_vram_total_gb"]),
-                f"{gpu}:cores_physical": heard * int(fields["cpu_cores_physical"]),
-                f"{gpu}:placeable": int(free),
-                f"{gpu}:vram_available_mib": free * _mib(fields["gpu_vram_available_gb"]),
-                f"{gpu}:cores_available": free * int(fields["cpu_cores_available"]),
-            }
-        )
+        added = {
+            f"{gpu}:{status}": 1,
+            f"{gpu}:cordoned": int(bool(fields.get("cordon"))),
+            f"{gpu}:vram_total_mib": heard * _mib(fields["gpu_vram_total_gb"]),
+            f"{gpu}:cores_physical": heard * int(fields["cpu_cores_physical"]),
+            f"{gpu}:placeable": int(free),
+            f"{gpu}:vram_available_mib": free * _mib(fields["gpu_vram_available_gb"]),
+            f"{gpu}:cores_available": free * int(fields["cpu_cores_available"]),
+        }
+        for pool in (encode_pool(fields["pool_name"]), "*"):
+            key = f"{KEYS.prefix}:{fields['agent_type']}:totals:{pool}"
+            expected.setdefault(key, Counter()).update(added)
     actual = {}
     async for key in client.scan_iter(match=f"{KEYS.prefix}:*:totals:*", count=500):
         values: Any = await client.hgetall(key)

@@ -1,0 +1,175 @@
+"""Postgres restarts, hangs, refuses, fills up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+from tests.faults.conftest import Build, Row
+from tests.faults.fleet import Answer
+from tests.faults.house import House
+from tests.faults.sessions import Sessions
+from tests.servers import PostgresServer
+
+INDEX_ONLY = frozenset({"index"})
+OwnPostgres = Callable[..., PostgresServer]
+
+
+def test_row_23_postgres_restarts(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """Postgres is restarted twice while heartbeats come in, once in order and once by kill -9."""
+    postgres = own_postgres()
+    house = build(postgres=postgres)
+    house.fleet.start()
+    for end in (postgres.stop, postgres.kill):
+        before = house.sql("SELECT max(last_ms) FROM agent_registry")
+        end()
+        postgres.start()
+        house.until(lambda: house.sql("SELECT max(last_ms) FROM agent_registry") > before, what="the next batch")  # noqa: B023
+    assert not house.fleet.refused
+    settled_s = house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw(f"{house.fleet.accepted} heartbeats taken meanwhile, all recorded {settled_s:.1f} s after the last")
+
+
+def test_row_24_backend_hangs(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """The Postgres process that serves the recorder is stopped, between its batches and in the middle of one."""
+    postgres = own_postgres()
+    house = build(postgres=postgres)
+    house.fleet.start()
+    before = house.sql("SELECT max(last_ms) FROM agent_registry")
+    for in_a_batch in (False, True):
+        backend = backend_of_recorder(house, postgres, in_a_batch=in_a_batch)
+        if not in_a_batch:
+            house.until(
+                lambda: house.sql("SELECT max(last_ms) FROM agent_registry") > before, what="another batch"
+            )
+        else:
+            house.until_logged("A dependency is away", by=house.by_name["recorder"])
+        backend.resume()
+    assert not house.fleet.refused
+    settled_s = house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw(
+        f"the statement timed out and was tried again; all recorded {settled_s:.1f} s after the last heartbeat"
+    )
+
+
+def backend_of_recorder(house: House, postgres: PostgresServer, *, in_a_batch: bool) -> psutil.Process:
+    """Stops the backend with the recorder's connection, while it is idle or while it holds locks."""
+    state = "state = 'idle in transaction'" if in_a_batch else "state = 'idle'"
+    wanted = f"""
+        SELECT pid FROM pg_stat_activity
+        WHERE application_name = 'headroom' AND query_start > now() - interval '2 s' AND {state} LIMIT 1
+    """
+
+    def stopped() -> psutil.Process | None:
+        pid = postgres.sql(wanted)
+        if not pid:
+            return None
+        backend = psutil.Process(int(pid))
+        backend.suspend()
+        if postgres.sql(wanted.replace("LIMIT 1", f"AND pid = {pid}")):
+            return backend
+        backend.resume()
+        return None
+
+    found = house.until(stopped, what="a backend of the recorder", timeout_s=60)
+    assert found is not None
+    return found
+
+
+def test_row_25_deadlock(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """Another session updates the same agents in the opposite order; three batches of the recorder lose."""
+    postgres = own_postgres(deadlock_timeout="500ms")
+    house = build(postgres=postgres, agents=6, database_timeout_s=5)
+    recorder = house.by_name["recorder"]
+    update = "UPDATE agent_registry SET hostname = hostname WHERE agent_id = '{}'"
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"
+    with Sessions(postgres) as others:
+        other = others.open()
+        # It never looks for deadlocks itself, so the recorder is the one to lose.
+        others.run(other, "SET deadlock_timeout = '60s'")
+        for _ in range(3):
+            house.until_quiet()
+            recorder.pause()
+            house.fleet.report()
+            others.run(other, "BEGIN")
+            others.run(other, update.format(house.fleet.ids[-1]))
+            recorder.resume()
+            house.until(lambda: postgres.sql(waiting) == "1", what="the recorder to wait for the last agent")
+            # Not the first one: that heartbeat was handed to the blocked reader alone.
+            others.run(other, update.format(house.fleet.ids[2]))
+            others.run(other, "COMMIT")
+    house.until(lambda: int(postgres.sql(deadlocks)) == 3, what="three deadlocks")
+    house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw("40P01 three times, each batch tried again")
+
+
+def test_row_25_serialization(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """Two recorders on a database whose transactions are serializable."""
+    postgres = own_postgres()
+    postgres.sql("ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'")
+    house = build(postgres=postgres, agents=6, record_batch=3)
+    house.start("recorder", record_batch=3)
+    house.fleet.start(every_s=0.002)
+    rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = 'postgres'"
+    before = int(postgres.sql(rollbacks))
+    house.until(
+        lambda: int(postgres.sql(rollbacks)) > before + 5, what="five transactions rolled back", timeout_s=60
+    )
+    house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw("40001: tried again until it held")
+
+
+def test_row_26_pool_exhausted(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """A pool of one connection, and a table that is locked."""
+    postgres = own_postgres()
+    house = build(postgres=postgres, database_pool_size=1, database_timeout_s=0.5)
+    house.fleet.start()
+    answers: list[tuple[float, Answer]] = []
+
+    def ask() -> None:
+        started = time.monotonic()
+        answer = house.get("/api/v1/agents")
+        answers.append((time.monotonic() - started, answer))
+
+    with Sessions(postgres) as others:
+        others.run(others.open(), "BEGIN; LOCK agent_registry")
+        callers = [threading.Thread(target=ask) for _ in range(6)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(30)
+    assert [answer.status for _, answer in answers] == [503] * 6
+    assert all(int(answer.headers["retry-after"]) >= 1 for _, answer in answers)
+    longest_s = max(took_s for took_s, _ in answers)
+    house.until(lambda: house.get("/api/v1/agents").status == 200, what="the registry again")
+    house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw(f"pool: 503 after at most {longest_s:.1f} s; lookups and heartbeats went on")
+
+
+def test_row_26_server_out_of_connections(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
+    """Others hold every connection that Postgres has (53300)."""
+    postgres = own_postgres(max_connections="12", superuser_reserved_connections="0")
+    house = build(postgres=postgres, database_pool_size=1)
+    house.fleet.start()
+    with Sessions(postgres) as others:
+
+        def refused() -> bool:
+            others.take_all()
+            house.postgres.cut()
+            return house.get("/api/v1/agents").status == 503
+
+        house.until(refused, what="a 503")
+        house.until_logged("A dependency is away", by=house.by_name["recorder"])
+    house.until(lambda: house.get("/api/v1/agents").status == 200, what="the registry again")
+    house.check(heal=False)
+    row.require_answers(sources=INDEX_ONLY)
+    row.saw("53300: 503 for the registry, lookups and heartbeats went on")
