@@ -58,6 +58,14 @@ class EmbeddedValkey:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.returncode is None else None
 
+    def url_of_running(self) -> str | None:
+        """Of the server that another process runs on this directory; None when there is none."""
+        if self._left_behind() is None:
+            return None
+        ports = [line.split()[1] for line in self._config.read_text().splitlines() if line.startswith("port ")]
+        self.port = int(ports[0]) if ports else self.port
+        return self.url
+
     async def start(self) -> None:
         """Starts the server on the data it has and returns once everything is loaded.
 
