@@ -46,6 +46,18 @@ _UP_EXAMPLES: Final = """
 [dim]Every setting is a flag of the same name: HEADROOM_OFFLINE_AFTER_S is[/] [cyan]--offline-after-s[/]
 """
 
+_AUDIT_EXAMPLES: Final = """
+[bold]Examples[/]
+
+[dim]Beside a running `headroom up`:[/]
+
+[cyan]headroom audit[/]
+
+[dim]In a script, with servers of your own, putting right what differs:[/]
+
+[cyan]headroom audit --repair --json --redis-url redis://localhost --database-url postgresql://localhost/headroom[/]
+"""
+
 # A setting without a flag of its own below is taken from the arguments that are left over.
 _ANY_SETTING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -128,9 +140,10 @@ def api(
         context, host=host, port=port, redis_url=redis_url, database_url=database_url, log_level=log_level
     )
     _require_redis(settings)
-    from app.main import create_app
+    from app.main import create_app, refuse_unfit_server
     from app.serve import serve
 
+    asyncio.run(refuse_unfit_server(settings))
     serve(create_app(settings), settings)
 
 
@@ -196,6 +209,40 @@ def migrate_record(context: typer.Context, *, database_url: DatabaseUrl = None, 
 
     asyncio.run(migrate(settings.record_url))
     typer.echo("The record is at this version.")
+
+
+@app.command(context_settings=_ANY_SETTING, epilog=_AUDIT_EXAMPLES)
+def audit(
+    context: typer.Context,
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what differs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare index, hashes and record, slice by slice, on a live system.
+
+    Ends with 0 when they agree or were brought to, 1 when something differs or a server is away.
+    """
+    settings = _settings(context, redis_url=redis_url, database_url=database_url, data_dir=data_dir)
+    from app.commands.audit import audit as run_audit
+
+    raise typer.Exit(asyncio.run(run_audit(_with_running_redis(settings), repair=repair, as_json=as_json)))
+
+
+def _with_running_redis(settings: Settings) -> Settings:
+    """Settings that name a server: the embedded one of a running `headroom up` where none is set."""
+    if settings.redis_url is not None:
+        return settings
+    from app.index.embedded import EmbeddedValkey
+
+    url = EmbeddedValkey(settings).url_of_running()
+    if url is None:
+        raise StartupRefusedError(
+            f"HEADROOM_REDIS_URL is not set, and no `headroom up` runs with the data directory {settings.data_dir}"
+        )
+    return settings.model_copy(update={"redis_url": url})
 
 
 def _settings(context: typer.Context, **flags: Any) -> Settings:
