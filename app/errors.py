@@ -33,6 +33,13 @@ class AgentNotFoundError(HeadroomError):
     default_detail = "Agent not found"
 
 
+class AgentArchivedError(HeadroomError):
+    """An agent that the record knows and the index has dropped after a long time offline."""
+
+    code = "agent_archived"
+    default_detail = "The agent has been offline for too long; it can be changed once it reports again"
+
+
 class InvalidQueryError(HeadroomError):
     """A search with a threshold or filter that no search can have."""
 

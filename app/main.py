@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from fastapi import FastAPI
 
 from app.api.application import build_api
-from app.api.wiring import State, Wiring
-from app.index.opening import open_index
+from app.api.wiring import Ports, State, Wiring, wire
+from app.errors import IndexUnavailableError
+from app.index.opening import consumer_name, open_index
 from app.record import open_record
-from app.service.agents import AgentService
 from app.service.clock import SystemClock
-from app.service.orchestrator import OrchestratorService
+from app.service.receiving import ReceiverBeat
 from app.settings import Settings
+from app.telemetry import logger
+from workers.runner import Loop, running
+
+_DRAIN_S: Final = 2.0
+
+_log = logger(__name__)
 
 
 def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
@@ -35,23 +42,30 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
             stores.push_async_callback(index.close)
             record = open_record(settings)
             stores.push_async_callback(record.close)
-            orchestrator = OrchestratorService(
-                index.capacity,
-                record.capacity,
+            ports = Ports(
+                index=index.capacity,
+                cordons=index.cordons,
+                fleet=index.fleet,
+                log=index.log,
+                recorded_capacity=record.capacity,
+                recorded_agents=record.agents,
+                recorded_cordons=record.cordons,
                 clock=SystemClock(),
-                offline_after_s=settings.offline_after_s,
-                index_timeout_s=settings.redis_timeout_s,
-                record_timeout_s=settings.database_timeout_s,
             )
-            yield {
-                "wiring": Wiring(
-                    settings=settings,
-                    orchestrator=orchestrator,
-                    agents=AgentService(index.capacity, record.agents),
-                    index=index.capacity,
-                    log=index.log,
-                    record=record.agents,
-                )
-            }
+            wired = wire(settings, ports)
+            loops: Sequence[Loop] = [ReceiverBeat(index.upkeep, consumer_name())]
+            await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
+            yield {"wiring": wired}
 
     return build_api(lifespan)
+
+
+async def refuse_unfit_server(settings: Settings) -> None:
+    """Raises StartupRefusedError for a Redis that would lose data or lacks commands; one that is away may come."""
+    index = open_index(settings, purpose="start")
+    try:
+        await index.refuse_unfit_server()
+    except IndexUnavailableError as away:
+        _log.warning("Redis does not answer yet; lookups go to the record until it does", code=away.code)
+    finally:
+        await index.close()

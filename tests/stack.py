@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from app.api.wiring import Wiring
+from app.api.wiring import Ports, wire
 from app.index.clock import ManualClock
 from app.index.keys import GROUP_INDEX
 from app.index.opening import Index
@@ -17,7 +17,6 @@ from app.main import create_app
 from app.models.heartbeat import Heartbeat
 from app.models.log import LogEntry
 from app.record import Record
-from app.service.agents import AgentService
 from app.service.orchestrator import OrchestratorService
 from app.service.ports import CapacityIndex
 from app.settings import Settings
@@ -52,15 +51,19 @@ class Stack:
         )
 
     def app_over(self, index: CapacityIndex) -> FastAPI:
-        wiring = Wiring(
-            settings=self.settings,
-            orchestrator=self.service_over(index),
-            agents=AgentService(self.index.capacity, self.record.agents),
-            index=self.index.capacity,
+        return create_app(self.settings, wiring=wire(self.settings, self.ports_over(index)))
+
+    def ports_over(self, index: CapacityIndex) -> Ports:
+        return Ports(
+            index=index,
+            cordons=self.index.cordons,
+            fleet=self.index.fleet,
             log=self.index.log,
-            record=self.record.agents,
+            recorded_capacity=self.record.capacity,
+            recorded_agents=self.record.agents,
+            recorded_cordons=self.record.cordons,
+            clock=self.clock,
         )
-        return create_app(self.settings, wiring=wiring)
 
     async def get(self, target: str, *, index: CapacityIndex | None = None) -> httpx.Response:
         async with http_client(self.app_over(index or self.index.capacity)) as client:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from app.errors import UnavailableError
@@ -91,3 +92,15 @@ class Runner:
             await asyncio.wait_for(self._stopping.wait(), seconds)
         except TimeoutError:
             return
+
+
+@asynccontextmanager
+async def running(loops: Sequence[Loop], *, drain_s: float) -> AsyncIterator[None]:
+    """Runs loops beside what the caller does."""
+    runner = Runner(loops, drain_s=drain_s)
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        runner.stop()
+        await task

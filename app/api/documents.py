@@ -13,6 +13,7 @@ import msgspec
 from app.api.problems import FieldError
 from app.models.agent import AgentHistory, Event, RegisteredAgent, Sample
 from app.models.capacity import AgentCapacity, AgentStatus, AvailableCapacity, GpuType, Resources
+from app.models.cordon import Cordon
 from app.models.heartbeat import Gpu, ResourceMetrics
 from app.models.transition import Reason, TransitionKind
 
@@ -79,6 +80,41 @@ class AvailableCapacityDocument(msgspec.Struct, frozen=True):
         )
 
 
+class CordonDocument(msgspec.Struct, frozen=True):
+    """`expires_at` is null for a cordon that only an operator ends."""
+
+    reason: str
+    actor: str
+    since: str
+    expires_at: str | None
+
+    @classmethod
+    def of(cls, cordon: Cordon) -> CordonDocument:
+        expires_at = None if cordon.expires_at is None else iso(cordon.expires_at)
+        return cls(cordon.reason, cordon.actor, iso(cordon.since), expires_at)
+
+
+def _cordon(cordon: Cordon | None) -> CordonDocument | None:
+    return None if cordon is None else CordonDocument.of(cordon)
+
+
+class ChangedAgentDocument(msgspec.Struct, frozen=True):
+    """`recorded` is false while the record is away: the cordon is in force, and the recorder brings it later."""
+
+    agent_id: str
+    cordon: CordonDocument | None
+    recorded: bool
+
+
+class ChangedAgentsDocument(msgspec.Struct, frozen=True):
+    """`agents`: how many the filter named; `changed`: how many of them are otherwise now."""
+
+    agents: int
+    changed: int
+    cordon: CordonDocument | None
+    recorded: bool
+
+
 class AgentDocument(msgspec.Struct, frozen=True, kw_only=True):
     """An agent of the record; `resource_metrics` as it sent them."""
 
@@ -93,6 +129,7 @@ class AgentDocument(msgspec.Struct, frozen=True, kw_only=True):
     seq: int | None
     gpus: tuple[Gpu, ...]
     resource_metrics: ResourceMetrics | None
+    cordon: CordonDocument | None
 
     @classmethod
     def of(cls, agent: RegisteredAgent) -> AgentDocument:
@@ -108,6 +145,7 @@ class AgentDocument(msgspec.Struct, frozen=True, kw_only=True):
             seq=agent.seq,
             gpus=agent.gpus,
             resource_metrics=agent.resource_metrics,
+            cordon=_cordon(agent.cordon),
         )
 
 
@@ -124,16 +162,31 @@ class SampleDocument(msgspec.Struct, frozen=True):
 
 
 class EventDocument(msgspec.Struct, frozen=True):
-    """A change of status; `from_status` is null at registration."""
+    """A change of status; `from_status` is null at registration and for cordons.
+
+    `changes` above 1: so many changes of a flapping agent, the last of them at `last_at`. `cordon` comes with
+    `cordoned` alone.
+    """
 
     at: str
     from_status: TransitionKind | None
     to_status: TransitionKind
     reason: Reason
+    changes: int
+    last_at: str
+    cordon: CordonDocument | None
 
     @classmethod
     def of(cls, event: Event) -> EventDocument:
-        return cls(iso(event.at), event.from_status, event.to_status, event.reason)
+        return cls(
+            iso(event.at),
+            event.from_status,
+            event.to_status,
+            event.reason,
+            event.changes,
+            iso(event.at if event.last_at is None else event.last_at),
+            _cordon(event.cordon),
+        )
 
 
 class HistoryDocument(msgspec.Struct, frozen=True):
@@ -152,11 +205,15 @@ class HistoryDocument(msgspec.Struct, frozen=True):
         )
 
 
-class HeartbeatAcceptedDocument(msgspec.Struct, frozen=True):
-    """The log has the heartbeat; the agent is asked to report again after `next_heartbeat_s` seconds."""
+class HeartbeatAcceptedDocument(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The log has the heartbeat; the agent is asked to report again after `next_heartbeat_s` seconds.
+
+    `cloned` is there, and true, when two machines were lately seen under this id.
+    """
 
     stream_id: str
     next_heartbeat_s: float
+    cloned: bool = False
 
 
 class AcceptedItemDocument(msgspec.Struct, frozen=True):
@@ -170,10 +227,13 @@ class RejectedItemDocument(msgspec.Struct, frozen=True):
     errors: list[FieldError]
 
 
-class HeartbeatsAcceptedDocument(msgspec.Struct, frozen=True):
+class HeartbeatsAcceptedDocument(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`cloned` is there when some of these ids were lately seen on two machines."""
+
     accepted: list[AcceptedItemDocument]
     rejected: list[RejectedItemDocument]
     next_heartbeat_s: float
+    cloned: list[str] = []
 
 
 class AliveDocument(msgspec.Struct, frozen=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,10 +22,7 @@ from app.api.schemas import BatchedHeartbeatIn, HeartbeatIn, HeartbeatsIn, read_
 from app.api.wiring import wiring_of
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId
-from app.settings import Settings
 from app.telemetry import HEARTBEATS_ACCEPTED, HEARTBEATS_REJECTED
-
-JITTER: Final = 0.1
 
 
 async def post_heartbeat(request: Request) -> Response:
@@ -36,9 +32,11 @@ async def post_heartbeat(request: Request) -> Response:
     document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
     with HEARTBEATS_REJECTED.count_exceptions(InvalidBodyError):
         heartbeat = read_heartbeat(document, agent_id)
-    (stream_id,) = await wiring.log.append([heartbeat])
+    receipt = await wiring.intake.accept([heartbeat])
     HEARTBEATS_ACCEPTED.inc()
-    return answer(HeartbeatAcceptedDocument(str(stream_id), _next_heartbeat_s(wiring.settings)), status=202)
+    (stream_id,) = receipt.stream_ids
+    accepted = HeartbeatAcceptedDocument(str(stream_id), receipt.next_heartbeat_s, cloned=bool(receipt.cloned))
+    return answer(accepted, status=202)
 
 
 async def post_heartbeats(request: Request) -> Response:
@@ -46,14 +44,15 @@ async def post_heartbeats(request: Request) -> Response:
     read_query(request, ())
     document = await read_document(request, max_bytes=wiring.settings.max_body_bytes)
     valid, rejected = read_batch(document)
-    stream_ids = await wiring.log.append([heartbeat for _, heartbeat in valid])
+    receipt = await wiring.intake.accept([heartbeat for _, heartbeat in valid])
     HEARTBEATS_ACCEPTED.inc(len(valid))
     accepted = [
         AcceptedItemDocument(index, str(stream_id))
-        for (index, _), stream_id in zip(valid, stream_ids, strict=True)
+        for (index, _), stream_id in zip(valid, receipt.stream_ids, strict=True)
     ]
-    next_s = _next_heartbeat_s(wiring.settings)
-    return answer(HeartbeatsAcceptedDocument(accepted, rejected, next_s), status=202)
+    cloned: list[str] = sorted(receipt.cloned)
+    document = HeartbeatsAcceptedDocument(accepted, rejected, receipt.next_heartbeat_s, cloned=cloned)
+    return answer(document, status=202)
 
 
 def read_heartbeat(document: Any, agent_id: AgentId) -> Heartbeat:
@@ -95,9 +94,3 @@ def read_batch(document: Any) -> Batch:
 
 def _item_path(index: int, field: str) -> str:
     return f"heartbeats[{index}]" if field == BODY else f"heartbeats[{index}].{field}"
-
-
-def _next_heartbeat_s(settings: Settings) -> float:
-    """Jittered, so that a fleet that started at once does not report at once for ever."""
-    factor = random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 # no secret, only spread
-    return round(settings.heartbeat_interval_s * factor, 3)

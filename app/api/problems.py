@@ -123,6 +123,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "agent_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "agent_archived": 409,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_content_encoding": 415,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.api import agents, capacity, health, heartbeats
+from app.api import agents, capacity, cordon, health, heartbeats
 from app.api.documents import (
     AgentCapacityDocument,
     AgentDocument,
     AliveDocument,
     AvailableCapacityDocument,
+    ChangedAgentDocument,
+    ChangedAgentsDocument,
     HeartbeatAcceptedDocument,
     HeartbeatsAcceptedDocument,
     HistoryDocument,
@@ -19,6 +21,7 @@ from app.api.operations import Operation
 from app.api.schemas import HeartbeatIn, HeartbeatsIn
 
 _LOOKUP_FAULTS: Final = ("capacity_unknown", "index_unavailable", "index_rebuilding")
+_INDEX_FAULTS: Final = ("index_unavailable", "index_rebuilding")
 _LOG_FAULTS: Final = ("index_unavailable", "backlog_full")
 _LOOKUP_HEADERS: Final = ("X-Capacity-Source", "X-Capacity-As-Of")
 
@@ -83,6 +86,18 @@ OPERATIONS: Final = (
         headers=("Link",),
     ),
     Operation(
+        method="PATCH",
+        path="/api/v1/agents",
+        handler=cordon.change_agents,
+        operation_id="changeAgents",
+        tag="agents",
+        summary="Cordon or uncordon all agents that a filter names now",
+        answers={200: ChangedAgentsDocument},
+        parameters=cordon.FILTER_PARAMETERS,
+        body=cordon.AgentChangeIn,
+        faults=(*_INDEX_FAULTS, "record_unavailable"),
+    ),
+    Operation(
         method="GET",
         path="/api/v1/agents/{agent_id}",
         handler=agents.get_agent,
@@ -91,6 +106,17 @@ OPERATIONS: Final = (
         summary="Details of one agent",
         answers={200: AgentDocument},
         faults=("agent_not_found", "record_unavailable"),
+    ),
+    Operation(
+        method="PATCH",
+        path="/api/v1/agents/{agent_id}",
+        handler=cordon.change_agent,
+        operation_id="changeAgent",
+        tag="agents",
+        summary="Cordon an agent, or lift its cordon",
+        answers={200: ChangedAgentDocument},
+        body=cordon.AgentChangeIn,
+        faults=(*_INDEX_FAULTS, "agent_not_found", "agent_archived", "record_unavailable"),
     ),
     Operation(
         method="DELETE",

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from app.api.fields import MAX_HOSTNAME, MAX_POOL_NAME, TEXT_PATTERN, FieldFaultError, check_text
 from app.api.problems import BODY, FieldError, InvalidBodyError
@@ -122,7 +122,7 @@ Percent = Annotated[float, Field(ge=0, le=100), AfterValidator(_unsigned_zero)]
 PlainText = Annotated[str, AfterValidator(_text), _Described(pattern=TEXT_PATTERN)]
 Sequential = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)]
 Uuid = Annotated[AgentId, BeforeValidator(_agent_id), WithJsonSchema({"type": "string", "format": "uuid"})]
-SentAt = Annotated[
+Moment = Annotated[
     datetime, BeforeValidator(_sent_at), WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 40})
 ]
 Status = Annotated[AgentStatus, Field(strict=False)]
@@ -133,6 +133,12 @@ class _In(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="ignore", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+
+class StrictIn(_In):
+    """For bodies of operators and planners: a misspelt field must not be taken for one that was left out."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def _check_free(free: float | None, total: float | None) -> None:
@@ -217,7 +223,7 @@ class HeartbeatIn(_In):
     status: Status = AgentStatus.ONLINE
     boot_id: Annotated[str, Field(pattern="^[ -~]{1,64}$")] | None = None
     seq: Sequential | None = None
-    sent_at: SentAt | None = None
+    sent_at: Moment | None = None
     gpus: Gpus = []
     running_claims: Annotated[list[RunningClaimIn], Field(max_length=MAX_RUNNING_CLAIMS)] = []
     resource_metrics: ResourceMetricsIn | None
@@ -278,6 +284,7 @@ _METRICS: Final = tuple(ResourceMetricsIn.model_fields)
 _CODES: Final[Mapping[str, str]] = {
     "missing": "missing",
     "finite_number": "not_finite",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "less_than": "out_of_range",
@@ -288,6 +295,7 @@ _CODES: Final[Mapping[str, str]] = {
     "too_short": "length",
     "too_long": "length",
     "enum": "choice",
+    "extra_forbidden": "unknown_field",
     # the codes of this module's own rules
     "not_text": "not_text",
     "type": "type",
@@ -295,10 +303,15 @@ _CODES: Final[Mapping[str, str]] = {
     "free_above_total": "free_above_total",
     "repeated": "repeated",
     "incomplete": "incomplete",
+    "exclusive": "exclusive",
 }
 """From the validator's names to ours, which are documented and stay; anything else is a wrong `type`."""
 
-_MESSAGES: Final[Mapping[str, str]] = {"model_type": "Must be an object", "string_unicode": "Must be Unicode text"}
+_MESSAGES: Final[Mapping[str, str]] = {
+    "model_type": "Must be an object",
+    "string_unicode": "Must be Unicode text",
+    "extra_forbidden": "Unknown field",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -319,12 +332,17 @@ def _faults(error: ValidationError, limit: int) -> Sequence[FieldError]:
     details = error.errors(include_url=False, include_context=False, include_input=False)[:limit]
     return [
         FieldError(
-            _path(detail["loc"]),
+            _path(_named(detail)),
             _CODES.get(detail["type"], "type"),
             _MESSAGES.get(detail["type"], detail["msg"]),
         )
         for detail in details
     ]
+
+
+def _named(detail: ErrorDetails) -> tuple[int | str, ...]:
+    """Where the fault is, in names of ours: that of an unknown field is the sender's, and not repeated."""
+    return detail["loc"][:-1] if detail["type"] == "extra_forbidden" else detail["loc"]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

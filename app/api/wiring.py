@@ -8,22 +8,78 @@ import msgspec
 from starlette.requests import Request
 
 from app.service.agents import AgentService
+from app.service.cordon import CordonService
+from app.service.fleet import FleetService
+from app.service.intake import HeartbeatIntake
 from app.service.orchestrator import OrchestratorService
-from app.service.ports import AgentRecord, CapacityIndex, HeartbeatLog
+from app.service.ports import (
+    AgentRecord,
+    CapacityIndex,
+    CapacityRecord,
+    Clock,
+    CordonIndex,
+    CordonRecord,
+    FleetIndex,
+    HeartbeatLog,
+)
 from app.settings import Settings
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """The world as the entry point opened it."""
+
+    index: CapacityIndex
+    cordons: CordonIndex
+    fleet: FleetIndex
+    log: HeartbeatLog
+    recorded_capacity: CapacityRecord
+    recorded_agents: AgentRecord
+    recorded_cordons: CordonRecord
+    clock: Clock
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     orchestrator: OrchestratorService
     agents: AgentService
+    cordons: CordonService
+    fleet: FleetService
+    intake: HeartbeatIntake
     index: CapacityIndex
-    log: HeartbeatLog
     record: AgentRecord
+    clock: Clock
 
 
 class State(TypedDict):
     wiring: Wiring
+
+
+def wire(settings: Settings, ports: Ports) -> Wiring:
+    """Builds the use cases over the ports."""
+    return Wiring(
+        settings=settings,
+        orchestrator=OrchestratorService(
+            ports.index,
+            ports.recorded_capacity,
+            clock=ports.clock,
+            offline_after_s=settings.offline_after_s,
+            index_timeout_s=settings.redis_timeout_s,
+            record_timeout_s=settings.database_timeout_s,
+        ),
+        agents=AgentService(ports.index, ports.recorded_agents),
+        cordons=CordonService(ports.cordons, ports.index, ports.recorded_agents, ports.recorded_cordons),
+        fleet=FleetService(ports.fleet, ports.recorded_agents),
+        intake=HeartbeatIntake(
+            ports.log,
+            interval_s=settings.heartbeat_interval_s,
+            offline_after_s=settings.offline_after_s,
+            target_per_s=settings.heartbeat_target_per_s,
+            max_backlog=settings.stream_max_entries,
+        ),
+        index=ports.index,
+        record=ports.recorded_agents,
+        clock=ports.clock,
+    )
 
 
 def wiring_of(request: Request) -> Wiring:

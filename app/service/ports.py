@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -11,6 +11,7 @@ from app.models.agent import AgentFilter, AgentHistory, AgentPage, RecordedState
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.change import Change
 from app.models.cordon import Cordon
+from app.models.fleet import FleetPage
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
 from app.models.insight import Explanation, Fit, PoolTotals
@@ -90,10 +91,18 @@ class FleetInsight(Protocol):
     async def summary(
         self, *, agent_type: str | None = None, pool_name: str | None = None, limit: int, after: str | None = None
     ) -> tuple[list[PoolTotals], str | None]:
-        """Totals by type, pool and GPU type, ordered by type and pool; the second value continues, None at the end.
+        """Totals by type, pool and GPU type, in a fixed order; the second value continues, None at the end.
 
         `limit` counts pools, not rows.
         """
+        ...
+
+
+class FleetIndex(Protocol):
+    """Every agent, for a map of the fleet. May raise IndexUnavailableError."""
+
+    async def page(self, *, limit: int, cursor: str | None = None) -> FleetPage:
+        """About `limit` agents; raises InvalidCursorError for a cursor that no page said."""
         ...
 
 
@@ -114,6 +123,18 @@ class CordonRecord(Protocol):
 
     async def set_cordon(self, agent_id: AgentId, cordon: Cordon | None, *, position: StreamId) -> None:
         """Keeps the cordon, or that it was lifted, unless a later entry already said otherwise. Idempotent."""
+        ...
+
+    async def set_cordons(self, positions: Mapping[AgentId, StreamId], cordon: Cordon | None) -> None:
+        """As `set_cordon`, for many agents in one transaction."""
+        ...
+
+
+class Receivers(Protocol):
+    """Who takes heartbeats in. May raise IndexUnavailableError."""
+
+    async def receive(self, receiver: str, *, gap_s: float) -> bool:
+        """A receiver is there; returns whether none had been for `gap_s`, which begins a grace."""
         ...
 
 

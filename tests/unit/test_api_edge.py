@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime
 from typing import Any
-from unittest.mock import AsyncMock
 
 import httpx
 import msgpack
@@ -15,7 +14,6 @@ import app.errors
 from app.api import problems
 from app.api.problems import STATUS_OF
 from app.api.routes import OPERATIONS
-from app.api.wiring import Wiring
 from app.errors import (
     AgentNotFoundError,
     BacklogFullError,
@@ -24,18 +22,13 @@ from app.errors import (
     IndexUnavailableError,
     RecordUnavailableError,
 )
-from app.main import create_app
 from app.models.agent import AgentFilter, AgentHistory, AgentPage, Event, RegisteredAgent, Sample
 from app.models.capacity import AgentStatus, Resources
 from app.models.heartbeat import Gpu, Heartbeat, ResourceMetrics
 from app.models.identity import StreamId
 from app.models.transition import Reason, TransitionKind
-from app.service.agents import AgentService
-from app.service.clock import SystemClock
-from app.service.orchestrator import OrchestratorService
-from app.settings import Settings
 from tests.indexing import agent_id
-from tests.serving import http_client
+from tests.mock_ports import Ports
 
 AT = datetime(2027, 1, 15, 8, tzinfo=UTC)
 REGISTERED = RegisteredAgent(
@@ -53,40 +46,6 @@ REGISTERED = RegisteredAgent(
 )
 JSON = {"content-type": "application/json"}
 SOUND = b'{"resource_metrics": {}}'
-
-
-class Ports:
-    """Every port of the API as a mock, and the API over them."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = Settings.model_validate(settings)
-        self.index = AsyncMock()
-        self.record = AsyncMock()
-        self.log = AsyncMock()
-        self.log.append.side_effect = self._append
-
-    @staticmethod
-    async def _append(heartbeats: list[Heartbeat]) -> list[StreamId]:
-        return [StreamId(1_800_000_000_000, n) for n in range(len(heartbeats))]
-
-    async def call(self, method: str, target: str, **request: Any) -> httpx.Response:
-        wiring = Wiring(
-            settings=self.settings,
-            orchestrator=OrchestratorService(self.index, self.record, clock=SystemClock()),
-            agents=AgentService(self.index, self.record),
-            index=self.index,
-            log=self.log,
-            record=self.record,
-        )
-        async with http_client(create_app(self.settings, wiring=wiring)) as client:
-            return await client.request(method, target, **request)
-
-    async def post(self, target: str, body: bytes, **headers: str) -> httpx.Response:
-        return await self.call("POST", target, content=body, headers={**JSON, **headers})
-
-    @property
-    def appended(self) -> list[Heartbeat]:
-        return [beat for call in self.log.append.await_args_list for beat in call.args[0]]
 
 
 @pytest.fixture
@@ -254,6 +213,7 @@ async def test_agents_are_listed_with_a_link_to_the_next_page(ports: Ports) -> N
             "seq": 7,
             "gpus": [{"index": 0, "vram_total_gb": 8.0}],
             "resource_metrics": {"cpu_percent": 3.0, "cpu_cores_available": 4},
+            "cordon": None,
         }
     ]
     ports.record.list_agents.assert_awaited_once_with(
@@ -278,7 +238,15 @@ async def test_details_and_history_of_an_agent(ports: Ports) -> None:
     assert details.json()["hostname"] == "host"
     assert history.json()["samples"][0]["resources"]["cpu_cores_available"] == 2
     assert history.json()["events"] == [
-        {"at": "2027-01-15T08:00:00+00:00", "from_status": None, "to_status": "online", "reason": "heartbeat"}
+        {
+            "at": "2027-01-15T08:00:00+00:00",
+            "from_status": None,
+            "to_status": "online",
+            "reason": "heartbeat",
+            "changes": 1,
+            "last_at": "2027-01-15T08:00:00+00:00",
+            "cordon": None,
+        }
     ]
     ports.record.history.assert_awaited_once_with(agent_id(1), limit=5)
 
@@ -377,7 +345,7 @@ async def test_a_path_names_all_its_methods(ports: Ports) -> None:
     response = await ports.call("PUT", f"/api/v1/agents/{agent_id(1)}")
 
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
-    assert response.headers["allow"] == "GET, DELETE"
+    assert response.headers["allow"] == "GET, PATCH, DELETE"
 
 
 async def test_other_unforeseen_errors_say_nothing(ports: Ports) -> None:
