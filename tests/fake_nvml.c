@@ -99,6 +99,13 @@ int nvmlDeviceGetMigDeviceHandleByIndex(const char *device, unsigned slot, void 
     return handle_of(name, handle);
 }
 
+int nvmlDeviceGetMemoryInfo(const char *device, memory_v1 *memory) {
+    memory->total = number(named(device, "total"), 0);
+    memory->free = number(named(device, "free"), 0);
+    memory->used = memory->total - memory->free;
+    return act("memory_v1");
+}
+
 int nvmlDeviceGetMemoryInfo_v2(const char *device, memory_v2 *memory) {
     int code = act("memory");
     if (!code) code = act(named(device, "memory"));

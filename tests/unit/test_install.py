@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("scripts/install", "scripts/run", "scripts/lint", "scripts/test", "scripts/lock", ".ci/run")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+COMPILER_LOCK = "requirements-compiler.lock"
 
 
 def pinned(lock: str) -> dict[str, str]:
@@ -25,7 +26,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[>=<; ]", requirement)[0].lower() for requirement in requirements}
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, COMPILER_LOCK])
 def test_every_pinned_package_has_hashes_and_no_address(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert not re.search(
@@ -42,6 +43,7 @@ def test_the_locks_hold_what_pyproject_asks_for() -> None:
     developing = names([one for one in groups["dev"] if isinstance(one, str)])
     assert runtime | names(groups["build"]) <= pinned(LOCKS[0]).keys()
     assert developing <= pinned(LOCKS[1]).keys()
+    assert names(groups["compiler"]) == pinned(COMPILER_LOCK).keys()
 
 
 def test_developing_uses_the_same_versions_as_running() -> None:

@@ -132,6 +132,12 @@ def test_a_gpu_without_memory_of_its_own_has_the_machines(gpus: Gpus, nvml: Fake
     assert gpu.free_mib == pytest.approx(memory.available >> 20, rel=0.2)
 
 
+@pytest.mark.parametrize("code", [13, 25], ids=["function not found", "version mismatch"])
+def test_an_older_driver_knows_the_older_call_only(gpus: Gpus, nvml: FakeNvml, code: int) -> None:
+    nvml.say({**TITAN, "memory": code})
+    assert sample(gpus).devices[0].free_mib == 20 * 1024
+
+
 def test_processes_are_told_when_asked_for(gpus: Gpus, nvml: FakeNvml) -> None:
     nvml.say({**TITAN, "gpu0.pid": 4711, "gpu0.pid_used": 3 * GIB})
     assert sample(gpus, with_processes=True).devices[0].used_by_pid == {"4711": 3 * 1024}
