@@ -56,7 +56,7 @@ while at <= #ARGV do
         local seen = math.min(tonumber((split_id(id))), now)
         local was = known[7]
         if known[5] == fingerprint and (known[2] or '') == holder then
-            redis.call('HSET', key, 'last_id', id, 'seq', holder_seq)
+            redis.call('HSET', key, 'last_id', id, 'seen', seen, 'seq', holder_seq)
         else
             -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
             if known[1] and not was then redis.call('PERSIST', key) end
@@ -64,7 +64,7 @@ while at <= #ARGV do
             local old = {status = was, indexed = known[6] or '', machine = known[9],
                 cordoned = known[10] and known[10] ~= '' or false}
             local new = settle(old, status, place, machine)
-            redis.call('HSET', key, 'last_id', id, 'boot_id', holder, 'seq', holder_seq, 'boots',
+            redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
                 boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
                 'machine', new.machine, unpack(ARGV, first, first + count - 1))
             follow(agent_id, old, new)

@@ -38,13 +38,13 @@ while at <= #ARGV do
     -- By stream order alone: the recorded boots were judged when they were recorded.
     if not state or judge(state.last_id, nil, nil, nil, last_id, '', '', 0) == 'applied' then
         indexed = scoped(place, status, cordoned)
-        redis.call('HSET', key, 'last_id', last_id, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
+        local seen = math.min(tonumber((split_id(last_id))), now)
+        redis.call('HSET', key, 'last_id', last_id, 'seen', seen, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
             'boots', ARGV[at + 4], 'fingerprint', ARGV[at + 5], 'machine', machine, 'indexed', indexed,
             unpack(ARGV, first, first + count - 1))
         redis.call('PERSIST', key)
         for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
-        redis.call('ZADD', status == 'offline' and offline_key or seen_key,
-            math.min(tonumber((split_id(last_id))), now), agent_id)
+        redis.call('ZADD', status == 'offline' and offline_key or seen_key, seen, agent_id)
         restored = restored + 1
     elseif state.cordoned ~= cordoned then
         indexed = scoped(state.indexed, state.status, cordoned, redis.call('ZSCORE', silent_key, agent_id))
