@@ -27,11 +27,12 @@ from tests.bench.lookups import Effort, Grounds, measure_cell
 from tests.bench.machine import describe
 from tests.bench.oracle import WrongAnswerError
 from tests.bench.page import write_page
-from tests.bench.peers import SERVER, TABLES, Postgres
+from tests.bench.peers import SERVER, Postgres
 from tests.bench.pressure import StreamSource, UpdateSource
 from tests.bench.programs import api, environment_for
 from tests.bench.questions import QUESTIONS
 from tests.bench.results import Results
+from tests.bench.tables import TABLES
 from tests.servers import PostgresServer, start_postgres, start_valkey
 
 DOCS: Final = Path(__file__).parents[2] / "docs"

@@ -21,8 +21,6 @@ _BATCH: Final = 1_000
 _MARKER: Final = "bench"
 _SPREAD_MS: Final = 30_000
 
-spawning = multiprocessing.get_context("spawn")
-
 
 def fill(
     redis_url: str, fleet: Fleet, *, pool: ProcessPoolExecutor, progress: Callable[[int], None] = lambda _: None
@@ -48,7 +46,7 @@ def fill(
 
 
 def filling_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(PROCESSES, mp_context=spawning)
+    return ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn"))
 
 
 def fill_part(redis_url: str, fleet: Fleet, first: int, end: int, received_ms: int) -> None:

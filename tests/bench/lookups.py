@@ -18,11 +18,12 @@ from tests.bench.filling import fill
 from tests.bench.fleets import Fleet
 from tests.bench.measure import Measurement, Summary, until
 from tests.bench.oracle import Oracle
-from tests.bench.peers import BTREE, GIST, TABLES, Indexed, LoadAll, PeerTable, Postgres, SelectOne
+from tests.bench.peers import Indexed, LoadAll, Postgres, SelectOne
 from tests.bench.pressure import Source, StreamSource, UpdateSource
 from tests.bench.programs import Groups, worker
 from tests.bench.questions import QUESTIONS, TOP_10, Question
 from tests.bench.sides import ClientIntersection, IndexSide, Ping, ServerIntersection, Side
+from tests.bench.tables import BTREE, GIST, TABLES, PeerTable
 from tests.bench.web import HttpFloor, HttpSide
 from tests.servers import ValkeyServer
 

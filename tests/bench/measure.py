@@ -121,7 +121,7 @@ class Measurement:
         for turn, result in zip(turns, results, strict=True):
             answer = side.read(question, result.raw)
             if answer is not None:
-                self._unchecked.append(Asked(side.name, question, turn, answer, result.returned_at, side.exact))
+                self._unchecked.append(Asked(side.name, question, turn, answer, result.returned_at, side.promise))
         return results
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from app.models.identity import AgentId
 from tests.bench.fleets import Figures, Fleet
-from tests.bench.questions import Answer, Question, Row
+from tests.bench.questions import Answer, Promise, Question, Row
 
 ASKED_AGENTS: Final = 64
 """How many agents the single-agent calls go round."""
@@ -30,8 +30,7 @@ class Asked(msgspec.Struct, frozen=True):
     turn: int
     answer: Answer
     returned_at: float
-    exact: bool
-    """Whether ties must come in order of descending id and the whole row must be of one moment."""
+    promise: Promise
 
 
 class Oracle:
@@ -104,7 +103,7 @@ class Oracle:
         Raises:
             WrongAnswerError: there is none.
         """
-        while not self._right(asked):
+        while not self._right(asked, changing=sent > self.applied):
             before = self._stamp(asked)
             while self._stamp(asked) == before:
                 if self.applied >= sent:
@@ -121,24 +120,27 @@ class Oracle:
             return self._figures[self._numbers[AgentId(self.asked_id(asked.turn))]]
         return self._changes[asked.question.min_vram_gb, asked.question.min_cores]
 
-    def _right(self, asked: Asked) -> bool:
+    def _right(self, asked: Asked, *, changing: bool) -> bool:
         right = self.answer(asked.question, asked.turn)
         if isinstance(right, int) or isinstance(asked.answer, int):
             return right == asked.answer
-        if asked.exact or asked.question.kind == "one":
+        if asked.promise == "exact" or asked.question.kind == "one":
             return right == asked.answer
-        return self._right_but_for_ties(asked.question, asked.answer, right)
+        if [row[2] for row in asked.answer] != [row[2] for row in right]:
+            return False
+        if len({row[0] for row in asked.answer}) != len(right):
+            return False
+        in_parts = changing and asked.promise == "parts"
+        return all(self._may_stand(row, asked.question, in_parts=in_parts) for row in asked.answer)
 
-    def _right_but_for_ties(self, question: Question, answer: Sequence[Row], right: Sequence[Row]) -> bool:
-        """The best figures, each row true of a different agent that fits."""
-        if [row[2] for row in answer] != [row[2] for row in right]:
+    def _may_stand(self, row: Row, question: Question, *, in_parts: bool) -> bool:
+        """Whether the row is now true of an agent that fits; its VRAM is known to be among the best."""
+        if row[0] not in self._numbers:
             return False
-        if len({row[0] for row in answer}) != len(answer):
+        true = self._row(row[0])
+        if true[3] < question.min_cores or true[2] != row[2]:
             return False
-        return all(
-            row[0] in self._numbers and self._row(row[0])[:4] == row[:4] and row[3] >= question.min_cores
-            for row in answer
-        )
+        return in_parts or true[:4] == row[:4]
 
     def _row(self, agent_id: str) -> Row:
         number = self._numbers[AgentId(agent_id)]

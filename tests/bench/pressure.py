@@ -7,6 +7,7 @@ measured it only sends.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import socket
 import time
 from bisect import bisect_right
@@ -24,9 +25,8 @@ import msgspec
 
 from app.index.keys import Keys
 from app.models.heartbeat import encode
-from tests.bench.filling import spawning
 from tests.bench.fleets import Fleet
-from tests.bench.peers import JSON, PeerTable, metrics_document, plain_url
+from tests.bench.tables import JSON, PeerTable, metrics_document, plain_url
 from tests.bench.web import HttpConnection, post
 
 INTERVAL_S: Final = 30.0
@@ -36,6 +36,7 @@ MOST_PER_S: Final = 3_334.0
 """More than this one machine with two cores cannot both send and apply."""
 
 _END_S: Final = 20.0
+_spawning: Final = multiprocessing.get_context("spawn")
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -81,8 +82,8 @@ class Source:
     """How many heartbeats at once; 0: as many as make a tick."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._pipe, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._pipe, theirs = _spawning.Pipe()
+        self._process = _spawning.Process(target=target, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
         self.sent = 0

@@ -11,6 +11,10 @@ Kind = Literal["top", "count", "one"]
 Row = tuple[str, str, float, int, float]
 """(agent id, pool, free VRAM, free cores, load): what of a full document the oracle compares."""
 
+Promise = Literal["exact", "ties", "parts"]
+"""What may be expected of a side's answers: the one right one; the same but for the order of ties; or, while the
+fleet changes, only the agents and their VRAM, because the rest is read in a second step."""
+
 Answer = tuple[Row, ...] | int
 
 

@@ -14,7 +14,7 @@ from app.client import CapacityClient
 from app.index.keys import Keys
 from app.models.capacity import AgentCapacity, AvailableCapacity
 from tests.bench.fleets import AGENT_TYPE
-from tests.bench.questions import Answer, Question, Row
+from tests.bench.questions import Answer, Promise, Question, Row
 
 OFFLINE_AFTER_S: Final = 86_400.0
 """Nobody falls silent during a run, however long it takes."""
@@ -34,8 +34,7 @@ class Side(Protocol):
     """One way to answer the questions."""
 
     name: str
-    exact: bool
-    """Whether its answers break ties by descending id and are of one moment as a whole."""
+    promise: Promise
 
     def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
         """Asks once per turn, timing each call with everything that the asker has to do to use the answer."""
@@ -66,7 +65,7 @@ class Ping:
     """The floor: the cheapest round trip over the connection that the client uses, made the same way."""
 
     name = "PING"
-    exact = True
+    promise: Promise = "exact"
 
     def __init__(self, url: str) -> None:
         self._client = CapacityClient(url, timeout_s=SOCKET_TIMEOUT_S)
@@ -86,7 +85,7 @@ class IndexSide:
     """This index, asked by the planner's blocking client over one connection."""
 
     name = "index"
-    exact = True
+    promise: Promise = "exact"
 
     def __init__(self, url: str, asked_ids: Sequence[str]) -> None:
         self._client = CapacityClient(url, timeout_s=SOCKET_TIMEOUT_S)
@@ -115,7 +114,7 @@ class IndexSide:
 class _PlainSets:
     """Both plain sets, and the documents of those found; no notion of rungs, bands or freshness."""
 
-    exact = False
+    promise: Promise = "parts"
     name: str
 
     def __init__(self, url: str, asked_ids: Sequence[str]) -> None:

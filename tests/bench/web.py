@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tests.bench.questions import Answer, Question
+from tests.bench.questions import Answer, Promise, Question
 from tests.bench.sides import SOCKET_TIMEOUT_S, Timed, parse_json, row_of_json, timed
 
 FLOOR_PATH: Final = "/bench-floor"
@@ -84,7 +84,7 @@ class HttpFloor:
     """What a route costs that does nothing, on the same server."""
 
     name = "bare FastAPI route"
-    exact = True
+    promise: Promise = "exact"
 
     def __init__(self, port: int) -> None:
         self._connection = HttpConnection(port)
@@ -106,7 +106,7 @@ class HttpSide:
     """This index, asked through the API."""
 
     name = "index through HTTP"
-    exact = True
+    promise: Promise = "exact"
 
     def __init__(self, port: int, asked_ids: Sequence[str]) -> None:
         self._connection = HttpConnection(port)

@@ -13,7 +13,7 @@ from tests.bench.measure import Summary
 from tests.bench.oracle import Asked, Oracle, WrongAnswerError
 from tests.bench.plots import bar_plot, line_plot
 from tests.bench.pressure import Sent
-from tests.bench.questions import COUNT, ONE, TOP_10, TOP_100, Answer, Question, Row
+from tests.bench.questions import COUNT, ONE, TOP_10, TOP_100, Answer, Promise, Question, Row
 from tests.bench.results import Machine, Results
 from tests.bench.targets import targets
 
@@ -30,8 +30,8 @@ def oracle(fleet: Fleet) -> Oracle:
     return Oracle(fleet, QUESTIONS)
 
 
-def asked(answer: Answer, question: Question = TOP_10, *, exact: bool = True) -> Asked:
-    return Asked("a side", question, 0, answer, 0.0, exact)
+def asked(answer: Answer, question: Question = TOP_10, *, promise: Promise = "exact") -> Asked:
+    return Asked("a side", question, 0, answer, 0.0, promise)
 
 
 def rows(oracle: Oracle, question: Question = TOP_10) -> tuple[Row, ...]:
@@ -88,10 +88,23 @@ def test_an_answer_that_is_not_right_ends_the_run(
         oracle.check(asked(lie(rows(oracle))), sent=0)
 
 
+@pytest.mark.parametrize("promise", ["ties", "parts"])
 @pytest.mark.parametrize("lie", ["short", "empty", "twice the same", "another's figures", "next best left out"])
-def test_whoever_may_order_ties_as_he_likes_may_do_nothing_else(oracle: Oracle, lie: str) -> None:
+def test_whoever_may_order_ties_as_he_likes_may_do_nothing_else(
+    oracle: Oracle, lie: str, promise: Promise
+) -> None:
     with pytest.raises(WrongAnswerError):
-        oracle.check(asked(LIES[lie](rows(oracle)), exact=False), sent=0)
+        oracle.check(asked(LIES[lie](rows(oracle)), promise=promise), sent=0)
+
+
+def test_what_is_read_in_two_steps_may_mix_moments_only_while_something_changes(oracle: Oracle) -> None:
+    agent_id, pool, vram_gb, cores, load = rows(oracle)[0]
+    mixed = ((agent_id, pool, vram_gb, cores + 1, load), *rows(oracle)[1:])
+    oracle.check(asked(mixed, promise="parts"), sent=1)
+    with pytest.raises(WrongAnswerError):
+        oracle.check(asked(mixed, promise="ties"), sent=1)
+    with pytest.raises(WrongAnswerError):
+        oracle.check(asked(mixed, promise="parts"), sent=oracle.applied)
 
 
 def test_an_answer_of_a_moment_in_between_is_right(oracle: Oracle) -> None:
