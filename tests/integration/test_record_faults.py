@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, delete, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import RecordUnavailableError
@@ -18,9 +18,11 @@ from app.models.agent import AgentFilter
 from app.models.capacity import CapacityQuery
 from app.models.log import LogEntry
 from app.record import Record, migrate, open_record
+from app.record.tables import metadata
 from app.record.writer import Batch
 from app.settings import Settings
 from tests.indexing import agent_id, heartbeat
+from tests.integration.conftest import OpenRecord
 from tests.logs import beat
 from tests.servers import PostgresServer, start_postgres, wait_until_async
 
@@ -36,14 +38,28 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def broken(own_postgres: PostgresServer) -> AsyncIterator[Record]:
-    """A record on that server."""
-    record = open_record(Settings(database_url=own_postgres.url, database_timeout_s=TIMEOUT_S))
+async def open_own(own_postgres: PostgresServer) -> AsyncIterator[OpenRecord]:
+    """Opens records on that server and closes them, whatever becomes of the test."""
+    opened: list[Record] = []
+
+    def open_it(**settings: object) -> Record:
+        wanted = {"database_url": own_postgres.url, "database_timeout_s": TIMEOUT_S, **settings}
+        opened.append(open_record(Settings.model_validate(wanted)))
+        return opened[-1]
+
+    yield open_it
+    for record in opened:
+        await record.close()
+
+
+@pytest.fixture
+async def broken(open_own: OpenRecord) -> Record:
+    """An empty record on that server."""
+    record = open_own()
     async with record.database.writing() as connection:
-        for table in ("agent_registry", "agent_history", "agent_events", "record_positions"):
-            await connection.execute(text(f"TRUNCATE {table}"))
-    yield record
-    await record.close()
+        for table in metadata.sorted_tables:
+            await connection.execute(delete(table))
+    return record
 
 
 async def every_call_says_away(record: Record) -> None:
@@ -115,39 +131,28 @@ async def test_a_lock_that_somebody_keeps_is_waited_for_no_longer_than_the_timeo
     assert (await broken.writer.write([beat(30, heartbeat(1))])).applied == 1
 
 
-async def test_a_pool_that_is_used_up_is_waited_for_no_longer_than_the_timeout(
-    own_postgres: PostgresServer,
-) -> None:
-    record = open_record(
-        Settings(database_url=own_postgres.url, database_timeout_s=TIMEOUT_S, database_pool_size=1)
-    )
+async def test_a_pool_that_is_used_up_is_waited_for_no_longer_than_the_timeout(open_own: OpenRecord) -> None:
+    record = open_own(database_pool_size=1)
     async with record.database._engine.connect():
         with pytest.raises(RecordUnavailableError):
             await record.agents.ping()
     await record.agents.ping()
-    await record.close()
 
 
-async def test_too_many_connections_for_the_server(own_postgres: PostgresServer) -> None:
+async def test_too_many_connections_for_the_server(own_postgres: PostgresServer, open_own: OpenRecord) -> None:
     database = own_postgres.create_database()
     own_postgres.sql(f"ALTER DATABASE {database} CONNECTION LIMIT 0", "CREATE ROLE planner LOGIN")
-    url = own_postgres.database_url(database).replace("postgres@", "planner@")
-    record = open_record(Settings(database_url=url))
+    record = open_own(database_url=own_postgres.database_url(database).replace("postgres@", "planner@"))
     with pytest.raises(RecordUnavailableError):
         await record.agents.ping()
-    await record.close()
 
 
 async def test_crossing_writers_retry_a_deadlock(
-    own_postgres: PostgresServer, broken: Record, monkeypatch: pytest.MonkeyPatch
+    open_own: OpenRecord, broken: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program locks two agents in the opposite order; one of the two must give way."""
+    """Another program locks two agents in the opposite order; the recorder gives way and tries again."""
     await broken.writer.write([beat(0, heartbeat(number), n=number) for number in (1, 2)])
-    own_postgres.sql("ALTER SYSTEM SET deadlock_timeout = '50ms'", "SELECT pg_reload_conf()")
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    touch = "UPDATE agent_registry SET hostname = hostname WHERE agent_id = '{}'"
-    other = open_record(Settings(database_url=own_postgres.url, database_timeout_s=10))
-    patient = open_record(Settings(database_url=own_postgres.url, database_timeout_s=10))
+    other, patient = open_own(database_timeout_s=60), open_own(database_timeout_s=60)
     tries = 0
     write = patient.writer._write
 
@@ -156,19 +161,24 @@ async def test_crossing_writers_retry_a_deadlock(
         tries += 1
         return await write(connection, entries)
 
+    async def somebody_waits() -> bool:
+        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        async with broken.database.reading() as connection:
+            return bool(await connection.scalar(waiting))
+
     monkeypatch.setattr(patient.writer, "_write", counted)
+    touch = text("UPDATE agent_registry SET hostname = hostname WHERE agent_id = CAST(:agent_id AS uuid)")
     async with other.database.colliding() as connection:
-        await connection.execute(text("SET LOCAL deadlock_timeout = '5s'"))
-        await connection.execute(text(touch.format(agent_id(2))))
+        # Whoever waits for as long as its deadlock_timeout looks for a deadlock first, and gives way.
+        await connection.execute(text("SET LOCAL deadlock_timeout = '30s'"))
+        await connection.execute(touch, {"agent_id": agent_id(2)})
         writing = asyncio.create_task(
             patient.writer.write([beat(30, heartbeat(number), n=number) for number in (1, 2)])
         )
-        await wait_until_async(lambda: "1" in own_postgres.sql(waiting), what="the writer to wait for a lock")
-        await connection.execute(text(touch.format(agent_id(1))))
+        await wait_until_async(somebody_waits, what="the writer to wait for a lock")
+        await connection.execute(touch, {"agent_id": agent_id(1)})
     assert (await writing).applied == 2
     assert tries == 2
-    await other.close()
-    await patient.close()
 
 
 async def test_a_cancelled_call_gives_its_connection_back(broken: Record) -> None:
