@@ -21,7 +21,7 @@ from app import telemetry
 from app.api.problems import STATUS_OF
 from app.errors import HeadroomError
 from app.settings import Settings
-from workers.host_agent.config import Config
+from workers.host_agent.config import ENV_PREFIX, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +76,7 @@ def errors_table() -> Iterator[str]:
 
 
 def agent_table() -> Iterator[str]:
-    yield from _head("setting", "default", "meaning")
+    yield from _head("setting", "environment", "default", "meaning")
     hints = get_type_hints(Config, include_extras=True)
     for field in msgspec.structs.fields(Config):
         (description,) = [
@@ -89,7 +89,7 @@ def agent_table() -> Iterator[str]:
             shown = f"`{','.join(default)}`"
         else:
             shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else ""
-        yield _row(f"`{field.name}`", shown, description or "")
+        yield _row(f"`{field.name}`", f"`{ENV_PREFIX}{field.name.upper()}`", shown, description or "")
 
 
 def _descendants(base: type[HeadroomError]) -> Iterator[type[HeadroomError]]:
