@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from app import __version__
+from app.commands.people import add_commands
 from app.errors import StartupRefusedError
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ app = typer.Typer(
     help="Which machines have this much GPU memory and this many CPU cores free, right now?",
     epilog=_EXAMPLES,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+add_commands(app)
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Where the embedded server and the SQLite record keep their files.")
@@ -140,10 +143,10 @@ def api(
         context, host=host, port=port, redis_url=redis_url, database_url=database_url, log_level=log_level
     )
     _require_redis(settings)
-    from app.main import create_app, refuse_unfit_server
+    from app.main import create_app, refuse_unfit
     from app.serve import serve
 
-    asyncio.run(refuse_unfit_server(settings))
+    asyncio.run(refuse_unfit(settings))
     serve(create_app(settings), settings)
 
 

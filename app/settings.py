@@ -22,6 +22,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8000, ge=0, le=65_535, description="Port the API listens on; 0 picks one.")
+    url: str = Field(
+        default="http://127.0.0.1:8000", description="API that the commands for people ask (`find`, `top`, …)."
+    )
     data_dir: Path = Field(
         default_factory=_default_data_dir,
         description="Where the embedded server and the SQLite record keep their files.",
@@ -103,6 +106,11 @@ class Settings(BaseSettings):
     history_keep_d: float = Field(default=30.0, gt=0, description="Days after which history samples are deleted.")
     events_keep_d: float = Field(default=365.0, gt=0, description="Days after which transitions are deleted.")
 
+    max_waiting: int = Field(
+        default=4_000,
+        ge=0,
+        description="Most searches that may wait, and most listeners to events, per API process.",
+    )
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body that is read.")
     shutdown_after_s: float = Field(
         default=8.0,
