@@ -10,18 +10,15 @@ from fastapi import FastAPI
 
 from app.api.application import build_api
 from app.api.wiring import Ports, State, Wiring, wire
-from app.errors import IndexUnavailableError
 from app.index.opening import consumer_name, open_index
 from app.record import open_record
 from app.service.clock import SystemClock
 from app.service.receiving import ReceiverBeat
 from app.settings import Settings
-from app.telemetry import logger
 from workers.runner import Loop, running
+from workers.startup import refuse_unfit_stores
 
 _DRAIN_S: Final = 2.0
-
-_log = logger(__name__)
 
 
 def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
@@ -46,6 +43,8 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 index=index.capacity,
                 cordons=index.cordons,
                 fleet=index.fleet,
+                feed=index.feed(),
+                insight=index.insight,
                 log=index.log,
                 recorded_capacity=record.capacity,
                 recorded_agents=record.agents,
@@ -53,19 +52,18 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 clock=SystemClock(),
             )
             wired = wire(settings, ports)
-            loops: Sequence[Loop] = [ReceiverBeat(index.upkeep, consumer_name())]
+            loops: Sequence[Loop] = [ReceiverBeat(index.upkeep, consumer_name()), wired.hub, wired.waiting]
             await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
             yield {"wiring": wired}
 
     return build_api(lifespan)
 
 
-async def refuse_unfit_server(settings: Settings) -> None:
-    """Raises StartupRefusedError for a Redis that would lose data or lacks commands; one that is away may come."""
-    index = open_index(settings, purpose="start")
-    try:
-        await index.refuse_unfit_server()
-    except IndexUnavailableError as away:
-        _log.warning("Redis does not answer yet; lookups go to the record until it does", code=away.code)
-    finally:
-        await index.close()
+async def refuse_unfit(settings: Settings) -> None:
+    """Raises StartupRefusedError for stores that this build must not work with; one that is away may come."""
+    async with AsyncExitStack() as stores:
+        index = open_index(settings, purpose="start")
+        stores.push_async_callback(index.close)
+        record = open_record(settings)
+        stores.push_async_callback(record.close)
+        await refuse_unfit_stores(index, record)

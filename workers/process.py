@@ -15,6 +15,7 @@ from workers.reaper import Housekeeping, Reaper
 from workers.rebuild import Rebuild
 from workers.recorder import Reconcile, Recorder, Thinning
 from workers.runner import Loop, Runner
+from workers.startup import refuse_unfit_stores
 
 WorkerName = Literal["ingest", "recorder", "reaper"]
 WORKERS: Final[tuple[WorkerName, ...]] = get_args(WorkerName)
@@ -27,6 +28,7 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     index = open_index(settings, purpose=name)
     record = open_record(settings)
     try:
+        await refuse_unfit_stores(index, record)
         runner = Runner(_loops(name, settings, index, record), drain_s=settings.shutdown_after_s / 2)
         await runner.run(signals=True, ready=lambda: _log.info("Worker runs", worker=name))
         _log.info("Worker ends", worker=name)
