@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.api import agents, capacity, cordon, health, heartbeats
+from app.api import agents, capacity, cordon, events, fleet, health, heartbeats
 from app.api.documents import (
     AgentCapacityDocument,
     AgentDocument,
@@ -35,7 +35,7 @@ OPERATIONS: Final = (
         summary="Agents with at least this much free, most free GPU memory first",
         answers={200: list[AvailableCapacityDocument]},
         parameters=capacity.FIND_PARAMETERS,
-        faults=(*_LOOKUP_FAULTS, "invalid_cursor"),
+        faults=(*_LOOKUP_FAULTS, "invalid_cursor", "too_many_waiting"),
         headers=(*_LOOKUP_HEADERS, "X-Total-Count", "Link"),
         failed="Failed to fetch available capacity",
     ),
@@ -84,6 +84,18 @@ OPERATIONS: Final = (
         parameters=agents.LIST_PARAMETERS,
         faults=("record_unavailable",),
         headers=("Link",),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/fleet",
+        handler=fleet.get_fleet,
+        operation_id="getFleet",
+        tag="agents",
+        summary="Every agent in compact rows, for a map of the fleet",
+        answers={200: fleet.FleetDocument},
+        parameters=fleet.FLEET_PARAMETERS,
+        faults=(*_INDEX_FAULTS, "record_unavailable", "invalid_cursor"),
+        headers=("X-Capacity-Source",),
     ),
     Operation(
         method="PATCH",
@@ -138,6 +150,17 @@ OPERATIONS: Final = (
         answers={200: HistoryDocument},
         parameters=agents.HISTORY_PARAMETERS,
         faults=("agent_not_found", "record_unavailable"),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/events",
+        handler=events.listen,
+        operation_id="listen",
+        tag="capacity",
+        summary="Changes as they happen, as server-sent events",
+        answers={200: bytes},
+        parameters=events.EVENT_PARAMETERS,
+        faults=("index_unavailable", "too_many_waiting"),
     ),
     Operation(
         method="GET",

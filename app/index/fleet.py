@@ -32,8 +32,7 @@ _FIELDS: Final = (
     "cpu_cores_physical",
 )
 _SETS: Final = ("seen", "silent", "offline")
-_CURSOR: Final = re.compile(r"(seen|silent|offline)\.([0-9]{1,20})")
-_GREATEST_SCAN: Final = 2**64 - 1
+_CURSOR: Final = re.compile(r"(seen|silent|offline)\.([0-9]{1,19})", re.ASCII)
 
 
 class RedisFleet:
@@ -82,7 +81,7 @@ def _read_cursor(cursor: str | None) -> tuple[str, int]:
     if cursor is None:
         return _SETS[0], 0
     parsed = _CURSOR.fullmatch(cursor)
-    if parsed is None or int(parsed[2]) > _GREATEST_SCAN:
+    if parsed is None:
         raise InvalidCursorError
     return parsed[1], int(parsed[2])
 
