@@ -33,29 +33,26 @@ Conversation = Callable[[Session], Commands[T]]
 _FAULTS: Final = (redis_errors.RedisError, OSError)
 
 
-def _lookups(clock: IndexClock | None) -> Lookups:
-    return Lookups(Keys(), ServerClock() if clock is None else clock, offline_after_ms=None, skip=skip)
-
-
 class _Link:
     """One blocking connection with what it knows of its server."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: IndexClock) -> None:
         self.connection: Any = connection  # redis-py leaves its methods untyped
-        self.session = Session(Keys())
+        self.session = Session(Keys(), clock)
 
     def run(self, commands: Commands[T]) -> T:
         connection = self.connection
         try:
-            command = next(commands)
+            batch = next(commands)
             while True:
-                connection.send_command(*command)
-                try:
-                    reply = connection.read_response()
-                except redis_errors.ResponseError as error:
-                    command = commands.throw(error)
-                else:
-                    command = commands.send(reply)
+                connection.send_packed_command(connection.pack_commands(batch))
+                replies, refused = [], None
+                for _ in batch:
+                    try:
+                        replies.append(connection.read_response())
+                    except redis_errors.ResponseError as error:
+                        refused = refused or error
+                batch = commands.throw(refused) if refused else commands.send(replies)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -71,14 +68,18 @@ class DirectIndex:
         pool = ConnectionPool.from_url(url)
         self._connection_class = pool.connection_class
         self._options = pool.connection_kwargs | _options(timeout_s)
-        self._lookups = _lookups(clock)
+        self._clock = ServerClock() if clock is None else clock
+        self._lookups = Lookups(Keys(), self._clock, offline_after_ms=None, skip=skip)
         self._closed = False
         self._pid = os.getpid()
         # Taking from and adding to a deque is atomic: no lock.
         self._idle: deque[_Link] = deque()
 
     def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        return self._run(lambda session: session.run(self._lookups.find(query, with_total=with_total)))
+        steps = self._lookups.find
+        if with_total:
+            return self._run(lambda session: session.run(steps(query, with_total=True)))
+        return self._run(lambda session: session.find(query, steps(query, with_total=False)))
 
     def get(self, agent_id: AgentId) -> AgentCapacity | None:
         return self._run(lambda session: session.run(self._lookups.get(agent_id)))
@@ -110,7 +111,7 @@ class DirectIndex:
 
     def _run_anew(self, conversation: Conversation[T]) -> T:
         try:
-            return self._run_on(_Link(self._connection_class(**self._options)), conversation)
+            return self._run_on(_Link(self._connection_class(**self._options), self._clock), conversation)
         except _FAULTS as error:
             raise domain_error(error) from error
 
@@ -146,23 +147,24 @@ class DirectIndex:
 class _AsyncLink:
     """One asyncio connection with what it knows of its server."""
 
-    def __init__(self, connection: aredis.connection.AbstractConnection) -> None:
+    def __init__(self, connection: aredis.connection.AbstractConnection, clock: IndexClock) -> None:
         self.connection: Any = connection
-        self.session = Session(Keys())
+        self.session = Session(Keys(), clock)
 
     async def run(self, commands: Commands[T], timeout_s: float) -> T:
         connection = self.connection
         try:
-            command = next(commands)
+            batch = next(commands)
             while True:
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        await connection.send_command(*command)
-                        reply = await connection.read_response()
-                except redis_errors.ResponseError as error:
-                    command = commands.throw(error)
-                else:
-                    command = commands.send(reply)
+                replies, refused = [], None
+                async with asyncio.timeout(timeout_s):
+                    await connection.send_packed_command(connection.pack_commands(batch))
+                    for _ in batch:
+                        try:
+                            replies.append(await connection.read_response())
+                        except redis_errors.ResponseError as error:
+                            refused = refused or error
+                batch = commands.throw(refused) if refused else commands.send(replies)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -177,12 +179,16 @@ class AsyncDirectIndex:
         # The timeouts of redis-py cost a task a call; one around each round trip does.
         self._options = pool.connection_kwargs | _options(None)
         self._timeout_s = timeout_s
-        self._lookups = _lookups(clock)
+        self._clock = ServerClock() if clock is None else clock
+        self._lookups = Lookups(Keys(), self._clock, offline_after_ms=None, skip=skip)
         self._closed = False
         self._idle: list[_AsyncLink] = []
 
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        return await self._run(lambda session: session.run(self._lookups.find(query, with_total=with_total)))
+        steps = self._lookups.find
+        if with_total:
+            return await self._run(lambda session: session.run(steps(query, with_total=True)))
+        return await self._run(lambda session: session.find(query, steps(query, with_total=False)))
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
         return await self._run(lambda session: session.run(self._lookups.get(agent_id)))
@@ -211,7 +217,9 @@ class AsyncDirectIndex:
 
     async def _run_anew(self, conversation: Conversation[T]) -> T:
         try:
-            return await self._run_on(_AsyncLink(self._connection_class(**self._options)), conversation)
+            return await self._run_on(
+                _AsyncLink(self._connection_class(**self._options), self._clock), conversation
+            )
         except _FAULTS as error:
             raise domain_error(error) from error
 

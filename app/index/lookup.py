@@ -9,7 +9,7 @@ import msgspec
 
 from app.index.clock import IndexClock
 from app.index.keys import Keys, encode_pool
-from app.index.placement import RESOURCE_FIELDS, from_ms, read_row
+from app.index.placement import RESOURCE_FIELDS, decode_document, from_ms, row_of
 from app.index.scripts import Argument, Call, load
 from app.models.capacity import (
     AgentCapacity,
@@ -189,7 +189,7 @@ class Lookups:
                 if agent_id in listed:
                     continue
                 try:
-                    agents.append(read_row(agent_id, query.agent_type, document, seen_ms))
+                    agents.append(row_of(agent_id, query.agent_type, decode_document(document), seen_ms))
                     listed.add(agent_id)
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     self._skip(agent_id)

@@ -111,9 +111,12 @@ def expires_argument(cordon: Cordon | None) -> int | str:
     return to_ms(cordon.expires_at)
 
 
-def read_row(agent_id: AgentId, agent_type: str, document: bytes, seen_ms: int) -> AvailableCapacity:
+def decode_document(document: bytes) -> Document:
     """Raises msgspec.DecodeError when the document is not one."""
-    row = _document_decoder.decode(document)
+    return _document_decoder.decode(document)
+
+
+def row_of(agent_id: AgentId, agent_type: str, row: Document, seen_ms: int) -> AvailableCapacity:
     return AvailableCapacity(
         agent_id=agent_id,
         agent_type=agent_type,

@@ -10,17 +10,21 @@ from typing import Any, Final, TypeVar
 from redis import exceptions as redis_errors
 
 from app.errors import HeadroomError, IndexRebuildingError, IndexUnavailableError
+from app.index import shortcut
+from app.index.clock import IndexClock
 from app.index.connect import is_not_now
 from app.index.epoch import trusted_epoch
 from app.index.keys import Keys
 from app.index.lookup import Steps, Trusting
-from app.index.scripts import Argument, Call
+from app.index.scripts import Call
+from app.index.shortcut import Batch
+from app.models.capacity import CapacityPage, CapacityQuery
 from app.models.identity import AgentId
 
 T = TypeVar("T")
 
-Commands = Generator[tuple[Argument, ...], Any, T]
-"""A conversation as the commands it sends: send it the replies, throw server errors into it."""
+Commands = Generator[Batch, list[Any], T]
+"""A conversation as the commands it sends, some at once: send it their replies, throw a server error into it."""
 
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 
@@ -33,10 +37,29 @@ class Session:
     A connection ends with its server, so nothing here outlives a restart or a failover.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, clock: IndexClock) -> None:
         self._keys = keys
+        self._clock = clock
+        self._shortcut = True
         self._run_id: str | None = None
         self._epoch: str | None = None
+
+    def find(self, query: CapacityQuery, steps: Steps[CapacityPage]) -> Commands[CapacityPage]:
+        """By the shortcut where it knows the answer, else by the steps. Raises what `run` raises."""
+        batch = shortcut.commands(self._keys, query) if self._shortcut and self._epoch is not None else None
+        if batch is not None:
+            try:
+                replies = yield batch
+                page = shortcut.read(query, replies, epoch=self._epoch or "", now_ms=self._clock.now_ms())
+                if page is not None:
+                    return page
+            except redis_errors.ResponseError as error:
+                if is_not_now(error):
+                    raise
+                # An old server, a cluster, or a user who may not read every key.
+                self._shortcut = False
+                _log.debug("Searches run as scripts on this connection: %s", error)
+        return (yield from self.run(steps))
 
     def run(self, steps: Steps[T]) -> Commands[T]:
         """Raises IndexRebuildingError while there is no epoch to trust."""
@@ -51,12 +74,13 @@ class Session:
 
     @staticmethod
     def ping() -> Commands[None]:
-        yield ("PING",)
+        yield [("PING",)]
 
     def _trusting(self, make_call: Trusting) -> Commands[Any]:
         for _ in range(2):
             if self._epoch is None:
-                yield from self._learn((yield ("GET", self._keys.epoch)))
+                (epoch,) = yield [("GET", self._keys.epoch)]
+                yield from self._learn(epoch)
             reply = yield from _script(make_call(self._epoch or ""))
             if reply[0] != b"epoch":
                 return reply
@@ -66,7 +90,8 @@ class Session:
     def _learn(self, epoch: bytes | None) -> Commands[None]:
         self._epoch = None
         if self._run_id is None:
-            found = _RUN_ID.search((yield ("INFO", "server")))
+            (info,) = yield [("INFO", "server")]
+            found = _RUN_ID.search(info)
             self._run_id = found[1].decode() if found else ""
         self._epoch = trusted_epoch(epoch or b"", self._run_id)
 
@@ -83,9 +108,10 @@ class Session:
 def _script(call: Call) -> Commands[Any]:
     script = call.script
     try:
-        return (yield ("EVALSHA", script.sha, 1, call.prefix, *call.arguments))
+        (reply,) = yield [("EVALSHA", script.sha, 1, call.prefix, *call.arguments)]
     except redis_errors.NoScriptError:
-        return (yield ("EVAL", script.source, 1, call.prefix, *call.arguments))
+        (reply,) = yield [("EVAL", script.source, 1, call.prefix, *call.arguments)]
+    return reply
 
 
 def domain_error(error: Exception) -> HeadroomError:
