@@ -49,8 +49,13 @@ def test_the_documented_user_is_enough_for_planners_and_functions() -> None:
         planner = f"redis://planner:secret@127.0.0.1:{server.port}/0"
         with CapacityClient(planner) as lookups:
             assert numbers(lookups.find(12, 9)) == [4, 3]
+            sweep(server.url)
+            with connect(server.url) as client:
+                client.config_resetstat()
+                assert numbers(lookups.find(24, 12, limit=1)) == [4]
+                assert "cmdstat_evalsha" not in dict(client.info("commandstats"))
             assert numbers(lookups.find(gpu_type="amd", max_age_s=60)) == [5]
-            assert lookups.count(12, 9) == 3
+            assert lookups.count(12, 9) == 2
             assert lookups.get(agent_id(SILENT)).gpu_vram_available_gb == 40.0
         with connect(planner) as client:
             for line in LINES:
