@@ -16,6 +16,7 @@ from app.index.connect import connect, connect_reader, on_connect, server_run_id
 from app.index.epoch import EpochGuard
 from app.index.feed import RedisFeed
 from app.index.fleet import RedisFleet
+from app.index.health import RedisHealth
 from app.index.index import RedisIndex
 from app.index.insight import Insights, RedisInsight
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
@@ -56,6 +57,7 @@ class Index:
             offline_after_s=settings.offline_after_s,
             forget_after_d=settings.forget_after_d,
         )
+        self.health = RedisHealth(client, self.keys, self.epochs, self.upkeep)
         self.states = IndexStates(client, self.keys)
         self.audit = IndexAudit(client, self.keys)
         self.stream = StreamUpkeep(client, self.keys, max_entries=settings.stream_max_entries)

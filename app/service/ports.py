@@ -12,6 +12,7 @@ from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.change import Change
 from app.models.cordon import Cordon
 from app.models.fleet import FleetPage
+from app.models.health import IndexHealth
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
 from app.models.insight import Explanation, Fit, PoolTotals
@@ -104,6 +105,12 @@ class FleetIndex(Protocol):
     async def page(self, *, limit: int, cursor: str | None = None) -> FleetPage:
         """About `limit` agents; raises InvalidCursorError for a cursor that no page said."""
         ...
+
+
+class HealthIndex(Protocol):
+    """How log, workers and index stand. May raise IndexUnavailableError."""
+
+    async def health(self) -> IndexHealth: ...
 
 
 class CordonIndex(Protocol):
