@@ -102,6 +102,13 @@ class UnexpectedAnswerError(HeadroomError):
     default_detail = "The server's answer is not one of Headroom's"
 
 
+class TooManyWaitingError(UnavailableError):
+    """This process has as many waiting or listening requests as it takes."""
+
+    code = "too_many_waiting"
+    default_detail = "Too many requests are waiting here already"
+
+
 class UndecodableEntryError(HeadroomError):
     """A log entry that no retry can make readable; it belongs in the dead-letter stream."""
 

@@ -30,7 +30,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         if wiring is not None:
             yield {"wiring": wiring}
             return
@@ -52,6 +52,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 clock=SystemClock(),
             )
             wired = wire(settings, ports)
+            app.state.drain = wired.drain
             loops: Sequence[Loop] = [ReceiverBeat(index.upkeep, consumer_name()), wired.hub, wired.waiting]
             await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
             yield {"wiring": wired}

@@ -13,7 +13,7 @@ from app.listener import BACKLOG, LISTEN_FD_VARIABLE, address_of, listen
 from app.telemetry import logger
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.applications import Starlette
 
     from app.settings import Settings
 
@@ -25,7 +25,7 @@ _MOST_CONNECTIONS: Final = 10_000
 _OTHER_FILES: Final = 200
 
 
-def serve(app: ASGIApp, settings: Settings) -> None:
+def serve(app: Starlette, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests under way finish."""
     inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
     listener = listen(settings) if inherited is None else socket.socket(fileno=int(inherited))
@@ -45,7 +45,21 @@ def serve(app: ASGIApp, settings: Settings) -> None:
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     _log.info("The API listens", url=address_of(listener))
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config, app).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends searches that wait and streams of events when it is told to end, instead of waiting for them."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain = getattr(self._app.state, "drain", None)
+        if drain is not None:
+            drain()
+        await super().shutdown(sockets)
 
 
 def _connections() -> int:

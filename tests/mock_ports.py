@@ -26,6 +26,8 @@ class Ports:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings.model_validate(settings)
         self.index = AsyncMock()
+        self.feed = AsyncMock()
+        self.insight = AsyncMock()
         self.record = AsyncMock()
         self.cordons = AsyncMock()
         self.log = AsyncMock()
@@ -41,6 +43,8 @@ class Ports:
             index=self.index,
             cordons=self.index,
             fleet=self.index,
+            feed=self.feed,
+            insight=self.insight,
             log=self.log,
             recorded_capacity=self.record,
             recorded_agents=self.record,

@@ -58,6 +58,8 @@ class Stack:
             index=index,
             cordons=self.index.cordons,
             fleet=self.index.fleet,
+            feed=self.index.feed(),
+            insight=self.index.insight,
             log=self.index.log,
             recorded_capacity=self.record.capacity,
             recorded_agents=self.record.agents,

@@ -16,7 +16,8 @@ from app.api.schemas import BatchedHeartbeatIn
 def components(operations: Iterable[Operation]) -> dict[str, Any]:
     """Schemas of every body and answer, by name."""
     operations = tuple(operations)
-    kinds = [kind for operation in operations for kind in operation.answers.values() if kind not in {None, str}]
+    answers = [kind for operation in operations for kind in operation.answers.values()]
+    kinds = [kind for kind in answers if kind not in {None, str, bytes}]
     _, outgoing = msgspec.json.schema_components([Problem, *kinds], ref_template=REF)
     models = {operation.body for operation in operations if operation.body is not None} | {BatchedHeartbeatIn}
     _, incoming = models_json_schema(

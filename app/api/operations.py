@@ -42,7 +42,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the route table.
 
     Attributes:
-        answers: type of the answer by success status; None where it has no body.
+        answers: type of the answer by success status; None where it has no body, str for text, bytes for
+            server-sent events.
         faults: codes of `STATUS_OF` that it may answer with, besides those that follow from the rest.
         headers: names of response headers on success.
         failed: what a 500 of this operation says.
@@ -120,6 +121,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 def _content(kind: Any) -> dict[str, Any]:
     if kind is str:
         return {"text/plain": {"schema": {"type": "string"}}}
+    if kind is bytes:
+        return {"text/event-stream": {"schema": {"type": "string"}}}
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=REF)
     return {JSON: {"schema": schema}}
 

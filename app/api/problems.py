@@ -138,6 +138,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "index_rebuilding": 503,
     "record_unavailable": 503,
     "capacity_unknown": 503,
+    "too_many_waiting": 503,
 }
 
 _encode = msgspec.json.Encoder().encode

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypedDict, cast
 
 import msgspec
 from starlette.requests import Request
 
+from app.api.sse import encode_change
 from app.service.agents import AgentService
+from app.service.audience import Audience
 from app.service.cordon import CordonService
+from app.service.feed import FeedHub
 from app.service.fleet import FleetService
 from app.service.intake import HeartbeatIntake
 from app.service.orchestrator import OrchestratorService
@@ -16,12 +20,15 @@ from app.service.ports import (
     AgentRecord,
     CapacityIndex,
     CapacityRecord,
+    ChangeFeed,
     Clock,
     CordonIndex,
     CordonRecord,
     FleetIndex,
+    FleetInsight,
     HeartbeatLog,
 )
+from app.service.waiting import WaitingService
 from app.settings import Settings
 
 
@@ -31,6 +38,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     index: CapacityIndex
     cordons: CordonIndex
     fleet: FleetIndex
+    feed: ChangeFeed
+    insight: FleetInsight
     log: HeartbeatLog
     recorded_capacity: CapacityRecord
     recorded_agents: AgentRecord
@@ -45,9 +54,19 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     cordons: CordonService
     fleet: FleetService
     intake: HeartbeatIntake
+    hub: FeedHub
+    audience: Audience
+    waiting: WaitingService
+    insight: FleetInsight
+    draining: asyncio.Event
     index: CapacityIndex
     record: AgentRecord
     clock: Clock
+
+    def drain(self) -> None:
+        """Lets go of everybody who waits or listens: this process ends, and another one will answer them."""
+        self.draining.set()
+        self.waiting.drain()
 
 
 class State(TypedDict):
@@ -56,16 +75,23 @@ class State(TypedDict):
 
 def wire(settings: Settings, ports: Ports) -> Wiring:
     """Builds the use cases over the ports."""
+    orchestrator = OrchestratorService(
+        ports.index,
+        ports.recorded_capacity,
+        clock=ports.clock,
+        offline_after_s=settings.offline_after_s,
+        index_timeout_s=settings.redis_timeout_s,
+        record_timeout_s=settings.database_timeout_s,
+    )
+    hub = FeedHub(ports.feed, block_s=settings.stream_block_s)
     return Wiring(
         settings=settings,
-        orchestrator=OrchestratorService(
-            ports.index,
-            ports.recorded_capacity,
-            clock=ports.clock,
-            offline_after_s=settings.offline_after_s,
-            index_timeout_s=settings.redis_timeout_s,
-            record_timeout_s=settings.database_timeout_s,
-        ),
+        orchestrator=orchestrator,
+        hub=hub,
+        audience=Audience(hub, encode_change, most=settings.max_waiting),
+        waiting=WaitingService(orchestrator, hub, most=settings.max_waiting),
+        insight=ports.insight,
+        draining=asyncio.Event(),
         agents=AgentService(ports.index, ports.recorded_agents),
         cordons=CordonService(ports.cordons, ports.index, ports.recorded_agents, ports.recorded_cordons),
         fleet=FleetService(ports.fleet, ports.recorded_agents),
