@@ -40,6 +40,9 @@ DOCS: Final = Path(__file__).parents[2] / "docs"
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
 MILLION_FLEETS: Final = ("mixed", "unlucky")
 
+_LATE_S: Final = 25 * 60.0
+"""After this long, what is left is looked at for a shorter time, so that the whole run ends within 45 minutes."""
+
 _QUICK_SIZE: Final = 10_000
 _QUICK: Final = Effort(rounds=1, block_s=0.005, load_rounds=1, load_s=0.2)
 _SMALL: Final = Effort(rounds=4, block_s=0.02, load_rounds=2, load_s=1.5)
@@ -93,7 +96,7 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             cell = measure_cell(
                 grounds,
                 make_fleet(name, size),
-                _effort(options, name, size),
+                _effort(options, name, size, late=time.monotonic() - started > _LATE_S),
                 [question for question in QUESTIONS if not options.call or question.name in options.call],
                 tell=lambda what, name=name, size=size: progress.update(  # type: ignore[misc]  # bound on purpose
                     task, description=f"{name}, {size:,} agents: {what}"
@@ -167,8 +170,8 @@ def _cells(options: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-def _effort(options: argparse.Namespace, fleet: str, size: int) -> Effort:
-    effort = _QUICK if options.quick else _WHOLE if size >= 100_000 else _SMALL
+def _effort(options: argparse.Namespace, fleet: str, size: int, *, late: bool) -> Effort:
+    effort = _QUICK if options.quick else _WHOLE if size >= 100_000 and not late else _SMALL
     without_load = options.at_rest or (options.quick and fleet not in MILLION_FLEETS)
     return msgspec.structs.replace(effort, load_s=0.0) if without_load else effort
 

@@ -120,7 +120,7 @@ _METHOD: Final = """
 - Postgres is asked with asyncpg on uvloop and prepared statements, and hands out rows with the same columns. It
   runs without fsync, with the whole fleet in memory, vacuumed and analysed; autovacuum is on. GiST (btree_gist on
   VRAM and cores) is asked in the order of distance to a VRAM that nobody has, which lets it stop after ten rows.
-- `load all` is a SQLAlchemy Core select of every online row, filtered and sorted in Python.
+- `load all` is a SQLAlchemy Core select of every online row of the JSON table, filtered and sorted in Python.
 - The intersections use the same two plain sorted sets that people see with redis-cli, and fetch the fields of the
   agents found.
 - Every side answers the same question: online and fresh agents of one type, with everything a planner is shown.

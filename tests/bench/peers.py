@@ -176,7 +176,7 @@ class Indexed:
 class LoadAll:
     """Every online row by way of SQLAlchemy, filtered and sorted in Python."""
 
-    name = "Postgres, load all, filter in Python"
+    name = "load all, filter in Python"
     promise: Promise = "exact"
 
     _AGENTS: Final = Table(

@@ -10,11 +10,11 @@ from typing import Final
 _STYLE: Final = """\
     svg { --paper: #ffffff; --ink: #1c2733; --soft: #5b6876; --grid: #dde3e9;
           --c0: #0b6e99; --c1: #c2410c; --c2: #6a4c93; --c3: #5b6876; --c4: #2f7d32; --c5: #a1660a;
-          --c6: #b0305c; }
+          --c6: #b0305c; --c7: #0f766e; }
     @media (prefers-color-scheme: dark) {
       svg { --paper: #12171d; --ink: #e6ecf2; --soft: #a3b0bd; --grid: #2c3641;
             --c0: #5cc3ec; --c1: #fb923c; --c2: #c3a5ee; --c3: #a3b0bd; --c4: #7ccf82; --c5: #e0b354;
-            --c6: #f08bab; }
+            --c6: #f08bab; --c7: #5fd0c3; }
     }
     text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
     .title { font-size: 16px; font-weight: 600; }
@@ -22,7 +22,7 @@ _STYLE: Final = """\
     .grid { stroke: var(--grid); stroke-width: 1; }
     .paper { fill: var(--paper); }
 """
-_COLOURS: Final = 7
+_COLOURS: Final = 8
 _WIDTH: Final = 860
 _LEFT: Final = 64.0
 _RIGHT: Final = 210.0

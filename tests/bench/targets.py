@@ -148,7 +148,7 @@ def _against_peers(figures: Figures) -> Iterator[Target]:
     )
 
 
-LOAD_ALL: Final = "Postgres, load all, filter in Python"
+LOAD_ALL: Final = "load all, filter in Python"
 
 
 def _ingestion(found: Ingestion | None) -> Iterator[Target]:
