@@ -24,7 +24,7 @@ def print_results(results: Results, console: Console) -> None:
         console.print(_table(f"{fleet}, {size:,} agents, {phase}", lines))
     if results.ingestion is not None:
         console.print(_ingestion_table(results.ingestion))
-    if not results.quick:
+    if not results.quick and any(target.met is not None for target in targets(results)):
         console.print(_targets_table(results))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.main import create_app
 from app.serve import serve
@@ -15,12 +16,15 @@ from app.telemetry import configure_logging
 from tests.bench.web import FLOOR_PATH
 
 
-class BesideEachOther:
+class BesideEachOther(Starlette):
     """Hands the one path to the bare application and everything else, the lifespan too, to the API."""
 
-    def __init__(self, api: ASGIApp, bare: ASGIApp) -> None:
+    def __init__(self, api: Starlette, bare: Starlette) -> None:
+        super().__init__()
         self._api = api
         self._bare = bare
+        # The server looks here for what it has to end before it ends.
+        self.state = api.state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         chosen = self._bare if scope.get("path") == FLOOR_PATH else self._api
