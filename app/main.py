@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from app.api.application import build_api
 from app.api.wiring import Ports, State, Wiring, wire
+from app.index.lines import redis_lines
 from app.index.opening import consumer_name, open_index
 from app.record import open_record
 from app.service.clock import SystemClock
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 recorded_agents=record.agents,
                 recorded_cordons=record.cordons,
                 clock=SystemClock(),
+                redis_lines=redis_lines(settings.redis_url or ""),
             )
             wired = wire(settings, ports)
             app.state.drain = wired.drain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TypedDict, cast
 
 import msgspec
@@ -45,6 +46,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     recorded_agents: AgentRecord
     recorded_cordons: CordonRecord
     clock: Clock
+    redis_lines: Mapping[str, str] = {}
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     index: CapacityIndex
     record: AgentRecord
     clock: Clock
+    redis_lines: Mapping[str, str]
 
     def drain(self) -> None:
         """Lets go of everybody who waits or listens: this process ends, and another one will answer them."""
@@ -105,6 +108,7 @@ def wire(settings: Settings, ports: Ports) -> Wiring:
         index=ports.index,
         record=ports.recorded_agents,
         clock=ports.clock,
+        redis_lines=ports.redis_lines,
     )
 
 
