@@ -18,6 +18,7 @@ from workers.host_agent.probes.gpu import VENDORS
 
 ENV_PREFIX: Final = "HEADROOM_AGENT_"
 _LISTS: Final = ("server", "gpu")
+_SYSTEM_STATE_DIR: Final = Path("/var/lib/headroom-agent")
 
 
 def default_state_dir() -> Path:
@@ -28,13 +29,26 @@ def default_state_dir() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData")) / "headroom-agent"
     if os.geteuid() == 0:
-        return Path("/var/lib/headroom-agent")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "headroom-agent"
+        return _SYSTEM_STATE_DIR
+    if given := os.environ.get("XDG_STATE_HOME"):
+        return Path(given) / "headroom-agent"
+    home = _home()
+    return _SYSTEM_STATE_DIR if home is None else home / ".local/state/headroom-agent"
 
 
 def config_files() -> tuple[Path, ...]:
     """Where settings are looked for, the weaker first."""
-    return Path("/etc/headroom/agent.yml"), Path.home() / ".config/headroom/agent.yml"
+    home = _home()
+    system = Path("/etc/headroom/agent.yml")
+    return (system,) if home is None else (system, home / ".config/headroom/agent.yml")
+
+
+def _home() -> Path | None:
+    """None for a user without one, as a container may run its processes."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -148,6 +148,18 @@ def test_the_state_directory_depends_on_who_runs_it(monkeypatch: pytest.MonkeyPa
     assert default_state_dir() == tmp_path / "headroom-agent"
 
 
+def test_a_user_without_a_home_can_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for name in ("XDG_STATE_HOME", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    assert config_files() == (Path("/etc/headroom/agent.yml"),)
+    assert default_state_dir() == Path("/var/lib/headroom-agent")
+
+
 def test_paths_that_are_not_given_are_in_the_state_directory(tmp_path: Path) -> None:
     config = load({"state_dir": str(tmp_path)}).config
     assert (config.busy_path, config.claims_path) == (tmp_path / "busy", tmp_path / "claims.d")
