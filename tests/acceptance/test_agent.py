@@ -1,4 +1,4 @@
-"""The real `headroom agent`: its figures against other sources, bad drivers, signals, and what it costs."""
+"""The real `headroom agent`: its figures against other sources, bad drivers, and signals."""
 
 from __future__ import annotations
 
@@ -12,32 +12,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.agents import INTERVAL_S, Agents, until_sent
 from tests.fake_nvml import GIB, TITAN, FakeNvml, build_library, fake_host
-from tests.footprint import (
-    MOST_CPU_SHARE,
-    MOST_PSS_MB,
-    MOST_PSS_WITH_GPU_LIBRARY_MB,
-    measure_both,
-)
-from tests.heartbeat_server import HeartbeatServer, Received, Reply, heartbeat_server
+from tests.heartbeat_server import HeartbeatServer, Received, Reply
 from tests.processes import ROOT, Headroom, start_up
 from tests.servers import free_port, wait_until
-
-INTERVAL_S = 0.5
-
-
-@pytest.fixture
-def server() -> Iterator[HeartbeatServer]:
-    with heartbeat_server() as running:
-        running.reply = lambda _: Reply(body={"stream_id": "1-0", "next_heartbeat_s": INTERVAL_S})
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -50,56 +35,9 @@ def nvml(nvml_library: Path, tmp_path: Path) -> FakeNvml:
     return fake_host(tmp_path / "host", nvml_library)
 
 
-class Agents:
-    """Starts agents in a home of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state_dir = folder / "state"
-
-    def start(self, port: int, *arguments: str, environment: dict[str, str] | None = None) -> Headroom:
-        fixed = ("--server", f"http://127.0.0.1:{port}", "--state-dir", str(self.state_dir), "--interval-s", "0.5")
-        return Headroom("agent", *fixed, *arguments, environment={"HOME": str(self.folder), **(environment or {})})
-
-    def check(
-        self, *arguments: str, affinity: set[int] | None = None, environment: dict[str, str] | None = None
-    ) -> str:
-        """What `headroom agent --check` prints."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "app",
-                "agent",
-                "--check",
-                "--state-dir",
-                str(self.state_dir),
-                *arguments,
-            ],
-            env={**kept, "PYTHONPATH": str(ROOT), "HOME": str(self.folder), **(environment or {})},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-            preexec_fn=(lambda: os.sched_setaffinity(0, affinity)) if affinity else None,
-        )
-        return done.stdout
-
-
-@pytest.fixture
-def agents(tmp_path: Path) -> Agents:
-    return Agents(tmp_path)
-
-
 def heartbeat_of(shown: str) -> dict[str, Any]:
     heartbeat: dict[str, Any] = json.loads(shown[shown.index("\n{\n") :])
     return heartbeat
-
-
-def until_sent(server: HeartbeatServer, count: int, *, timeout_s: float = 30) -> None:
-    wait_until(lambda: len(server.received) >= count, timeout_s=timeout_s, what=f"{count} heartbeats")
 
 
 def physical_cores_by_cpuinfo() -> int:
@@ -391,36 +329,3 @@ def test_through_a_gateway_to_the_api(agents: Agents, tmp_path: Path) -> None:
                 lambda: headroom.get(capacity).json()["status"] == "offline", timeout_s=20, what="its goodbye"
             )
             assert gateway.end() < 6
-
-
-# Footprint
-
-FORBIDDEN = {
-    *("fastapi", "starlette", "pydantic", "pydantic_settings", "sqlalchemy", "redis", "asyncpg", "uvicorn"),
-    *("typer", "rich", "textual", "structlog", "prometheus_client", "httpx", "asyncio", "pynvml", "yaml"),
-}
-
-
-def test_the_running_agent_has_loaded_nothing_heavy(agents: Agents, server: HeartbeatServer) -> None:
-    listing = agents.folder / "modules"
-    (agents.folder / "sitecustomize.py").write_text(
-        "import atexit, pathlib, sys\n"
-        f"atexit.register(lambda: pathlib.Path({str(listing)!r}).write_text('\\n'.join(sys.modules)))\n"
-    )
-    path = os.pathsep.join([str(ROOT), str(agents.folder)])
-    with agents.start(server.port, environment={"PYTHONPATH": path}) as agent:
-        until_sent(server, 2)
-        agent.end()
-    loaded = {name.split(".")[0] for name in listing.read_text().splitlines()}
-    assert {"workers", "psutil", "msgspec"} <= loaded
-    assert not loaded & FORBIDDEN
-
-
-def test_the_footprint_is_within_its_limits() -> None:
-    found = measure_both(40)
-    assert {limit for _, limit in found.values()} == {MOST_PSS_MB, MOST_PSS_WITH_GPU_LIBRARY_MB}
-    for footprint, limit_mb in found.values():
-        assert footprint.pss_mb < limit_mb
-        assert footprint.cpu_share < MOST_CPU_SHARE
-        assert footprint.request_bytes < 1_500
-    assert [footprint.processes for footprint, _ in found.values()] == [1, 2]
