@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from app.models.capacity import GpuType
@@ -79,3 +81,39 @@ class PoolTotals(msgspec.Struct, frozen=True, kw_only=True):
     gpu_vram_total_gb: float = 0.0
     cpu_cores_available: int = 0
     cpu_cores_physical: int = 0
+
+
+class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What there was at one time, added up over all that a series is about."""
+
+    at_ms: int
+    online: int
+    placeable: int
+    gpu_vram_available_gb: float
+    gpu_vram_total_gb: float
+    cpu_cores_available: int
+    cpu_cores_physical: int
+
+
+class TrendSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Points of one pool, of one GPU type, or of everything (the name is then empty), oldest first."""
+
+    name: str
+    points: list[TrendPoint]
+
+
+class TrendBy(StrEnum):
+    """What series are made of."""
+
+    POOL_NAME = "pool_name"
+    GPU_TYPE = "gpu_type"
+
+
+class TrendQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which totals over which time; `by` None: one series of all that match."""
+
+    hours: float = 24.0
+    by: TrendBy | None = None
+    agent_type: str | None = None
+    pool_name: str | None = None
+    gpu_type: GpuType | None = None

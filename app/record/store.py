@@ -11,6 +11,7 @@ from app.record.connect import Database, open_database
 from app.record.cordon import RecordedCordons
 from app.record.migrate import require_migrated
 from app.record.states import RecordedStates
+from app.record.totals import RecordedTotals
 from app.record.writer import Writer
 from app.settings import Settings
 
@@ -23,6 +24,7 @@ class Record:
     agents: an AgentRecord.
     cordons: a CordonRecord.
     reader: a RecordReader.
+    totals: a TotalsRecord.
     writer: a RecordWriter.
     """
 
@@ -31,6 +33,7 @@ class Record:
     agents: RecordedAgents
     cordons: RecordedCordons
     reader: RecordedStates
+    totals: RecordedTotals
     writer: Writer
 
     async def require_migrated(self) -> None:
@@ -51,5 +54,6 @@ def open_record(settings: Settings) -> Record:
         agents=RecordedAgents(database, settings),
         cordons=RecordedCordons(database, bulk),
         reader=RecordedStates(database),
+        totals=RecordedTotals(database, bulk, settings),
         writer=Writer(database, bulk, settings),
     )

@@ -137,6 +137,23 @@ agent_history = Table(
 )
 Index("agent_history_slot_ms_idx", agent_history.c.slot_ms)
 
+fleet_history = Table(
+    "fleet_history",
+    metadata,
+    Column("slot_ms", BigInteger, primary_key=True, comment="start of the time slot"),
+    Column("agent_type", String(32), primary_key=True),
+    Column("pool_name", String(128), primary_key=True),
+    Column("gpu_type", String(16), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False, comment="when the totals were read; the newest of the slot"),
+    Column("online", Integer, nullable=False),
+    Column("placeable", Integer, nullable=False),
+    Column("gpu_vram_available_gb", Double, nullable=False, comment="of placeable agents"),
+    Column("gpu_vram_total_gb", Double, nullable=False),
+    Column("cpu_cores_available", BigInteger, nullable=False, comment="of placeable agents"),
+    Column("cpu_cores_physical", BigInteger, nullable=False),
+    comment="Totals by type, pool and GPU type over time.",
+)
+
 agent_cordons = Table(
     "agent_cordons",
     metadata,

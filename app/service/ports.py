@@ -15,7 +15,7 @@ from app.models.fleet import FleetPage
 from app.models.health import IndexHealth
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
-from app.models.insight import Explanation, Fit, PoolTotals
+from app.models.insight import Explanation, Fit, PoolTotals, TrendQuery, TrendSeries
 from app.models.log import Gap, LogEntry
 
 RecordSession = Any
@@ -104,6 +104,18 @@ class FleetIndex(Protocol):
 
     async def page(self, *, limit: int, cursor: str | None = None) -> FleetPage:
         """About `limit` agents; raises InvalidCursorError for a cursor that no page said."""
+        ...
+
+
+class TotalsRecord(Protocol):
+    """Totals over time, in the durable record. Every call may raise RecordUnavailableError."""
+
+    async def keep(self, totals: Sequence[PoolTotals], *, at_ms: int) -> None:
+        """Keeps what there was at a moment; of each time slot the newest stays. Idempotent."""
+        ...
+
+    async def trend(self, query: TrendQuery, *, until_ms: int) -> list[TrendSeries]:
+        """At most 50 series, largest first, of at most 300 points each."""
         ...
 
 

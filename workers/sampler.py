@@ -1,0 +1,42 @@
+"""Sampler: totals of the fleet, from the index to the record, for lines over time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from app.index.upkeep import Upkeep
+    from app.models.insight import PoolTotals
+    from app.service.ports import FleetInsight, TotalsRecord
+
+_MOST_POOLS: Final = 200
+"""The largest pools of each type; more would make a table of totals larger than that of the agents."""
+
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+class Sampler:
+    """One round: read the totals and keep them. Any number may run: of each time slot the newest sample stays."""
+
+    name = "sampler"
+
+    def __init__(self, insight: FleetInsight, upkeep: Upkeep, record: TotalsRecord, *, every_s: float) -> None:
+        self._insight = insight
+        self._upkeep = upkeep
+        self._record = record
+        self._pause_s = min(every_s, _LONGEST_PAUSE_S)
+        self._begun = False
+
+    async def run_once(self) -> None:
+        if self._begun:
+            await asyncio.sleep(self._pause_s)
+        self._begun = True
+        await self.sample()
+
+    async def sample(self) -> None:
+        at_ms = await self._upkeep.now_ms()
+        totals: list[PoolTotals]
+        totals, _ = await self._insight.summary(limit=_MOST_POOLS)
+        if totals:
+            await self._record.keep(totals, at_ms=at_ms)
