@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         default="console", description="Readable lines or one JSON object a line."
     )
 
+    metrics_host: str = Field(default="127.0.0.1", description="Address that workers serve their metrics on.")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65_535, description="Port that a worker serves its metrics on; 0 serves none."
+    )
+
     heartbeat_interval_s: float = Field(
         default=30.0, gt=0, le=3600, description="How often an agent is asked to report."
     )

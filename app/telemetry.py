@@ -6,7 +6,7 @@ import logging
 import sys
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -39,6 +39,38 @@ LOOP_FAILURES = Counter("headroom_loop_failures", "Failed rounds of a worker loo
 MALFORMED_AGENTS = Counter(
     "headroom_malformed_agents", "Agents skipped because their state cannot be read.", ["source"]
 )
+
+
+AGENTS = Gauge("headroom_agents", "Agents of the index, by status.", ["agent_type", "pool", "gpu_type", "status"])
+VRAM_BYTES = Gauge(
+    "headroom_vram_bytes",
+    "GPU memory on the best GPU of each agent: free on placeable agents, total on those not offline.",
+    ["agent_type", "pool", "gpu_type", "kind"],
+)
+CORES = Gauge(
+    "headroom_cores",
+    "CPU cores: free on placeable agents, physical on those not offline.",
+    ["agent_type", "pool", "gpu_type", "kind"],
+)
+LOG_ENTRIES = Gauge("headroom_log_entries", "Entries that the log holds, processed or not.")
+BACKLOG_ENTRIES = Gauge("headroom_backlog_entries", "Log entries that a group has yet to process.", ["group"])
+BACKLOG_AGE_SECONDS = Gauge(
+    "headroom_backlog_age_seconds", "How long the oldest entry has waited for a group.", ["group"]
+)
+GROUP_WORKERS = Gauge("headroom_group_workers", "Workers that have read for a group lately.", ["group"])
+DEAD_LETTER_ENTRIES = Gauge("headroom_dead_letter_entries", "Entries in the dead-letter stream.")
+UNUSUAL_AGENTS = Gauge("headroom_unusual_agents", "Agents that lately were flapping or cloned.", ["how"])
+REAPER_UP = Gauge("headroom_reaper_up", "1 while some reaper holds the lease.")
+INDEX_UP = Gauge("headroom_index_up", "1 while lookups are answered from the index, 0 while from the record.")
+REDIS_MEMORY_BYTES = Gauge("headroom_redis_memory_bytes", "Memory that Redis uses for everything in it.")
+
+# The client library would add the time at which each counter was made as a metric of its own.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Serves this process's metrics, for one that has no other address; ends with the process."""
+    start_http_server(port, addr=host)
 
 
 def configure_logging(level: str, log_format: str) -> None:

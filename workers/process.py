@@ -8,13 +8,14 @@ from typing import Final, Literal, get_args
 from app.index.opening import Index, consumer_name, open_index
 from app.record import Record, open_record
 from app.settings import Settings
-from app.telemetry import logger
+from app.telemetry import logger, serve_metrics
 from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Housekeeping, Reaper
 from workers.rebuild import Rebuild
 from workers.recorder import Reconcile, Recorder, Thinning
 from workers.runner import Loop, Runner
+from workers.sampler import Sampler
 from workers.startup import refuse_unfit_stores
 
 WorkerName = Literal["ingest", "recorder", "reaper"]
@@ -25,6 +26,8 @@ _log = logger(__name__)
 
 async def run_worker(name: WorkerName, settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Any number of processes may run the same worker."""
+    if settings.metrics_port:
+        serve_metrics(settings.metrics_host, settings.metrics_port)
     index = open_index(settings, purpose=name)
     record = open_record(settings)
     try:
@@ -47,6 +50,7 @@ def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -
             Recorder(index.record_reader(), record.writer),
             Reconcile(index.states, record.writer),
             Thinning(record.writer),
+            Sampler(index.insight, index.upkeep, record.totals, every_s=settings.history_every_s),
         ],
         "reaper": lambda: [
             Reaper(index.upkeep, holder, every_s=settings.sweep_interval_s),

@@ -78,7 +78,7 @@ def test_image_tags_are_pinned() -> None:
     from_compose = [service["image"] for service in SERVICES.values()]
     from_dockerfile = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     for image in [*from_compose, *from_dockerfile]:
-        assert re.search(r":\d+\.\d+(\.\d+)?(-[a-z]+)*$", image), image
+        assert re.search(r":v?\d+\.\d+(\.\d+)?(-[a-z]+)*$", image), image
 
 
 def test_redis_keeps_its_data_and_never_evicts() -> None:
@@ -88,17 +88,30 @@ def test_redis_keeps_its_data_and_never_evicts() -> None:
     assert options["--maxmemory-policy"] == "noeviction"
 
 
-def test_only_the_api_is_published_and_only_to_this_machine() -> None:
+def test_only_what_people_look_at_is_published_and_only_to_this_machine() -> None:
     ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert list(ports) == ["api"]
-    assert all(port.startswith("127.0.0.1:") for port in ports["api"])
+    assert list(ports) == ["api", "prometheus", "grafana"]
+    assert all(port.startswith("127.0.0.1:") for published in ports.values() for port in published)
 
 
 def test_stores_and_api_have_health_checks_and_volumes_exist() -> None:
-    assert all("healthcheck" in SERVICES[name] for name in ("redis", "postgres", "api"))
+    assert all("healthcheck" in SERVICES[name] for name in ("redis", "postgres", *OURS) if name != "migrate")
     volumes = yaml.safe_load(TEXT)["volumes"]
     used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    assert used == set(volumes)
+    files = {name for name in used if name.startswith("./")}
+    assert used - files == set(volumes)
+    assert all((ROOT / name).is_file() for name in files)
+
+
+def test_prometheus_scrapes_every_process_where_it_serves_its_metrics() -> None:
+    config = yaml.safe_load((ROOT / "docs/monitoring/prometheus.yml").read_text())
+    (targets,) = [one["targets"] for one in config["scrape_configs"][0]["static_configs"]]
+    environments = {name: SERVICES[name]["environment"] for name in OURS if name != "migrate"}
+    ports = {
+        name: environment.get("HEADROOM_METRICS_PORT", environment.get("HEADROOM_PORT"))
+        for name, environment in environments.items()
+    }
+    assert sorted(targets) == sorted(f"{name}:{port}" for name, port in ports.items())
 
 
 def test_the_health_check_asks_for_a_path_that_exists() -> None:
