@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -9,6 +10,9 @@ from app.index.opening import Index
 from app.models.ladder import memberships
 
 SKIPPED = {"heartbeats", "dead-letters", "epoch", "clock", "grace", "receivers", "cloned", "flapping", "events"}
+
+AGENT = re.compile("agent:[0-9a-f-]{36}")
+"""A hash of an agent, not a key of a type of agents that is called "agent"."""
 
 LIVENESS = {"seen", "silent", "offline", "cordons"}
 
@@ -51,7 +55,7 @@ async def read_hashes(index: Index) -> dict[str, dict[str, str]]:
     client: Any = index.capacity._client
     prefix = index.keys.agent("")
     hashes = {}
-    async for key in client.scan_iter(match=f"{prefix}*", count=500):
+    async for key in client.scan_iter(match=f"{prefix}{'?' * 36}", count=500, _type="hash"):
         fields = {name.decode(): value.decode() for name, value in (await client.hgetall(key)).items()}
         if "status" in fields:
             hashes[key.decode().removeprefix(prefix)] = fields
@@ -65,7 +69,7 @@ async def read_keys(index: Index) -> dict[str, dict[str, float]]:
     async for raw in client.scan_iter(match=f"{index.keys.prefix}:*", count=500):
         key = raw.decode()
         name = key.removeprefix(f"{index.keys.prefix}:")
-        if name in SKIPPED | LIVENESS or name.startswith(("agent:", "lease:")):
+        if name in SKIPPED | LIVENESS or name.startswith("lease:") or AGENT.fullmatch(name):
             continue
         kind = await client.type(key)
         if kind == b"string":

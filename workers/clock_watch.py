@@ -33,7 +33,11 @@ class ClockWatch:
         await asyncio.sleep(_EVERY_S)
 
     async def look(self) -> None:
-        distance_ms = await self._upkeep.now_ms() - self._upkeep.steady_ms()
+        asked_ms = self._upkeep.steady_ms()
+        distance_ms = await self._upkeep.now_ms() - asked_ms
+        if self._upkeep.steady_ms() - asked_ms > JUMP_TOLERANCE_MS:
+            # A server, or this process, that stood still between the two looks like a clock that was set.
+            return
         before, self._distance_ms = self._distance_ms, distance_ms
         if before is None or abs(distance_ms - before) <= JUMP_TOLERANCE_MS:
             return

@@ -41,7 +41,13 @@ class Reaper:
             await self.sweep()
 
     async def sweep(self) -> int:
-        """Does all that is due now, slice by slice; returns how many agents were declared offline."""
+        """Does all that is due now, slice by slice; returns how many agents were declared offline.
+
+        Nothing is due before the rebuild after an outage of Redis: the grace that is for the agents' return
+        begins with it, and in the index they have all been silent for as long as Redis was away.
+        """
+        if await self._upkeep.current_epoch() is None:
+            return 0
         taken_out = await _all_slices(self._upkeep.sweep)
         if taken_out:
             SWEPT.inc(taken_out)
@@ -78,10 +84,22 @@ class Housekeeping:
             return
         self._next = time.monotonic() + _HOUSEKEEPING_EVERY_S
         if await self._upkeep.lease(self.name, self._holder, ttl_s=2 * _HOUSEKEEPING_EVERY_S):
-            await self._stream.trim()
-            dropped = await _all_slices(self._upkeep.expire)
-            if dropped:
-                _log.info("Dropped agents from the index that have been offline for long", agents=dropped)
+            await self.tidy()
+
+    async def tidy(self) -> None:
+        """Does all that is due now, slice by slice."""
+        # Redis trims a bounded number of entries a call: fewer than a large fleet adds between two rounds.
+        while await self._stream.trim():
+            pass
+        dropped = kept = 0
+        more = True
+        while more:
+            expired = await self._upkeep.expire(skip=kept)
+            dropped += expired.dropped
+            kept += expired.kept
+            more = expired.more
+        if dropped:
+            _log.info("Dropped agents from the index that have been offline for long", agents=dropped)
 
 
 async def _all_slices(slice_once: Callable[[], Awaitable[int]]) -> int:

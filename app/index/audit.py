@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
@@ -21,6 +22,11 @@ from app.models.identity import AgentId
 _INSPECT_SLICE: Final = 8
 _STRAYS_SLICE: Final = 100
 _SCAN_SLICE: Final = 500
+_AGENT_ID: Final = re.compile(r"[0-9a-f-]{36}")
+_SEARCHED: Final = re.compile(
+    r":[a-z0-9-]+(:silent|:busy|:cordoned)?(:cores|(:pool:[^:]+)?:vram(:cores:[0-9]+(\+|-[0-9]+))?)"
+)
+"""What follows the prefix in the key of a set that searches read."""
 
 Totals = dict[str, dict[str, int]]
 
@@ -39,7 +45,9 @@ class IndexAudit:
             with unavailable():
                 found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCAN_SLICE)
             cursor, raw = found
-            yield [AgentId(key.decode().removeprefix(start)) for key in raw]
+            # A type of agents may be called "agent": its sets begin like this too.
+            names = [key.decode().removeprefix(start) for key in raw]
+            yield [AgentId(name) for name in names if _AGENT_ID.fullmatch(name)]
             if not cursor:
                 return
 
@@ -91,7 +99,7 @@ class IndexAudit:
         with unavailable():
             async for raw in self._client.scan_iter(match=f"{self._keys.prefix}:*", count=500, _type="zset"):
                 key = raw.decode()
-                if ":vram" in key or key.endswith(":cores"):
+                if _SEARCHED.fullmatch(key.removeprefix(self._keys.prefix)):
                     yield key
 
     async def _run(self, script: str, *arguments: Any) -> list[Any]:

@@ -68,8 +68,9 @@ def apply_arguments(stream_id: StreamId, heartbeat: Heartbeat) -> list[Argument]
     boot = "" if heartbeat.boot_id is None else heartbeat.boot_id
     seq = "" if heartbeat.seq is None else str(heartbeat.seq)
     # A goodbye without metrics leaves the last ones.
-    fields = _fields(state, with_metrics=state.metrics is not None or state.status is not AgentStatus.OFFLINE)
-    return [state.agent_id, str(stream_id), boot, seq, *_summary(state), len(fields), *fields]
+    says = state.metrics is not None or state.status is not AgentStatus.OFFLINE
+    fields = _fields(state, with_metrics=says)
+    return [state.agent_id, str(stream_id), boot, seq, *_summary(state, with_metrics=says), len(fields), *fields]
 
 
 def restore_arguments(recorded: RecordedState) -> list[Argument]:
@@ -86,7 +87,7 @@ def restore_arguments(recorded: RecordedState) -> list[Argument]:
         boot,
         seq,
         "\n".join(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
-        *_summary(state),
+        *_summary(state, with_metrics=True),
         b"" if cordon is None else encode_cordon(cordon),
         "" if recorded.cordon_id is None else str(recorded.cordon_id),
         expires_argument(cordon),
@@ -142,16 +143,16 @@ def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def _summary(state: State) -> list[Argument]:
+def _summary(state: State, *, with_metrics: bool) -> list[Argument]:
     """Fingerprint, status, place and machine: what the scripts compare and place by."""
     fingerprint = hashlib.blake2b(_msgpack.encode(state), digest_size=_FINGERPRINT_BYTES).hexdigest()
     pool = encode_pool(state.pool_name)
     resources = Resources.of(state.metrics)
-    place, size = "", f"{resources.gpu_type.value} {resources.gpu_vram_total_gb} {resources.cpu_cores_physical}"
+    place, size = "", "- - -"
+    if with_metrics:
+        size = f"{resources.gpu_type.value} {resources.gpu_vram_total_gb} {resources.cpu_cores_physical}"
     if state.metrics is not None:
         place = f"{resources.gpu_vram_available_gb} {resources.cpu_cores_available} {state.agent_type} {pool}"
-    elif state.status is AgentStatus.OFFLINE:
-        size = "- - -"
     return [fingerprint, state.status.value, place, f"{state.agent_type} {pool} {size}"]
 
 

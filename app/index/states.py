@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 import redis.asyncio as aredis
+from redis.exceptions import WatchError
 
 from app.index.connect import unavailable
 from app.index.keys import Keys
@@ -76,9 +78,13 @@ class IndexStates:
 
     async def close_gap(self, gap: Gap) -> None:
         """Forgets the gap, unless it has grown meanwhile."""
-        if await self.gap() == gap:
-            with unavailable():
-                await self._client.delete(self._keys.gap)
+        with unavailable(), suppress(WatchError):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                await pipeline.watch(self._keys.gap)
+                if await self.gap() == gap:
+                    pipeline.multi()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+                    pipeline.delete(self._keys.gap)
+                    await pipeline.execute()
 
     async def _page(self, agent_ids: list[AgentId]) -> list[IndexedAgent]:
         pipeline = self._client.pipeline(transaction=False)

@@ -159,8 +159,11 @@ class GroupReader:
         _log.error("Log entries were trimmed before they were read", group=self._group, entries=lost)
         if self._group == GROUP_RECORD:
             gap: dict[Any, Any] = {"last": str(first), "entries": lost}
-            await self._client.hsetnx(self._keys.gap, "first", str(delivered))
-            await self._client.hset(self._keys.gap, mapping=gap)
+            # At once: a gap that is closed in between would be left without its beginning.
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.hsetnx(self._keys.gap, "first", str(delivered))
+            pipeline.hset(self._keys.gap, mapping=gap)
+            await send(pipeline)
 
     async def _group_read(self, after: str, *, block_ms: int | None) -> Any:
         return await self._client.xreadgroup(
@@ -194,7 +197,7 @@ class StreamUpkeep:
         self._max_entries = max_entries
 
     async def trim(self) -> int:
-        """Returns how many entries went."""
+        """Trims one slice; returns how many entries went, 0: there are no more to trim."""
         with unavailable():
             positions = await self.positions()
             if positions[GROUP_INDEX] is None:

@@ -50,6 +50,17 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     braked: bool
 
 
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """What one slice of dropping agents did; those that are cordoned stay."""
+
+    dropped: int
+    kept: int
+
+    @property
+    def more(self) -> bool:
+        return self.dropped + self.kept == SWEEP_SLICE
+
+
 class Upkeep:
     """The workers' side of the index of one shard. Every call may raise IndexUnavailableError."""
 
@@ -94,10 +105,12 @@ class Upkeep:
             agents, more, braked = await run(self._client, call)
         return Declared(agents=agents, more=bool(more), braked=bool(braked))
 
-    async def expire(self) -> int:
-        """Drops one slice of agents that have been offline for too long; SWEEP_SLICE: maybe more."""
+    async def expire(self, *, skip: int = 0) -> Expired:
+        """Drops one slice of agents that have been offline for too long, passing over `skip` of them."""
         with unavailable():
-            return int(await run(self._client, self._call("expire", self._forget_after_ms, SWEEP_SLICE)))
+            call = self._call("expire", self._forget_after_ms, SWEEP_SLICE, skip)
+            dropped, kept = await run(self._client, call)
+        return Expired(dropped=dropped, kept=kept)
 
     async def lease(self, duty: str, holder: str, *, ttl_s: float) -> bool:
         """Takes or keeps the lease on a duty; `ttl_s` 0 gives it back. Returns whether the caller holds it."""

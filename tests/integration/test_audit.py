@@ -55,6 +55,8 @@ async def fleet(index: Index, record: Record, clock: ManualClock) -> None:
     await index.log.append([heartbeat(n, vram=2.5 * n, cores=3 * n, seq=2) for n in range(1, 6)])
     await index.log.append([heartbeat(6, seq=2, status=AgentStatus.BUSY)])
     await index.log.append([heartbeat(7, seq=2, status=AgentStatus.OFFLINE, resource_metrics=None)])
+    # Types whose keys look like others' at first sight.
+    await index.log.append([heartbeat(30, seq=1, agent_type="agent"), heartbeat(31, seq=1, agent_type="vram")])
     await apply_everything(index)
     await index.cordons.cordon(agent_id(5), Cordon(reason="r", actor="a", since=from_ms(clock.now_ms())))
     await apply_everything(index)

@@ -8,13 +8,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.index.clock import ManualClock
+from app.index.epoch import Epoch
+from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT
 from app.index.opening import Index
+from app.index.placement import from_ms
 from app.models.capacity import AgentStatus, CapacityQuery
+from app.models.cordon import Cordon
 from app.models.identity import AgentId
 from app.models.transition import Reason, Transition, TransitionKind
+from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from workers.clock_watch import ClockWatch
-from workers.reaper import Reaper
+from workers.reaper import Housekeeping, Reaper
 
 OFFLINE_AFTER_S = 90.0
 
@@ -34,6 +39,10 @@ async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
 
 def reaper(index: Index) -> Reaper:
     return Reaper(index.upkeep, "test", every_s=0)
+
+
+def housekeeping(index: Index) -> Housekeeping:
+    return Housekeeping(index.upkeep, index.stream, "test")
 
 
 async def report(index: Index, *numbers: int) -> None:
@@ -172,8 +181,53 @@ async def test_agents_offline_for_long_leave_the_index(index: Index, clock: Manu
     clock.advance(OFFLINE_AFTER_S + 1)
     await reaper(index).sweep()
     clock.advance(30 * 86_400)
-    assert await index.upkeep.expire() == 1
+    await housekeeping(index).tidy()
     assert await index.capacity.get(agent_id(1)) is None
+    await assert_index_consistent(index)
+
+
+async def test_cordoned_agents_stay_and_hold_up_no_others(index: Index, clock: ManualClock) -> None:
+    everybody, cordoned = range(40), range(0, 40, 2)
+    await report(index, *everybody)
+    for n in cordoned:
+        await index.cordons.cordon(agent_id(n), Cordon(reason="r", actor="a", since=from_ms(clock.now_ms())))
+    await apply_everything(index)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await reaper(index).sweep() == len(everybody)
+    clock.advance(30 * 86_400)
+    await housekeeping(index).tidy()
+    left = [n for n in everybody if await index.capacity.get(agent_id(n)) is not None]
+    assert left == list(cordoned)
+    await assert_index_consistent(index)
+    await report(index, 0)
+    assert await found(index) == []
+
+
+async def test_housekeeping_trims_more_than_redis_does_at_once(index: Index, clock: ManualClock) -> None:
+    client = index.capacity._client
+    for _ in range(11):
+        await index.log.append([heartbeat(1)] * 2_000)
+    for group in (GROUP_INDEX, GROUP_RECORD):
+        await client.xgroup_setid(index.keys.heartbeats, group, "$")
+    await housekeeping(index).tidy()
+    assert await client.xlen(index.keys.heartbeats) < 150
+
+
+async def test_nobody_is_declared_offline_because_redis_was_away(index: Index, clock: ManualClock) -> None:
+    await report(index, 1)
+    client = index.capacity._client
+    # Restarted with everything that it had, after ten minutes.
+    await client.set(index.keys.epoch, str(Epoch(clock.now_ms(), LAYOUT, "another-run")))
+    clock.advance(600)
+    assert await reaper(index).sweep() == 0
+    await index.upkeep.begin_rebuild("after", None)
+    assert await index.upkeep.open_epoch("after")
+    assert await reaper(index).sweep() == 0
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S)
+    assert await reaper(index).sweep() == 0
+    assert await status(index, 1) is AgentStatus.ONLINE
+    assert TransitionKind.OFFLINE not in [kind for _, kind, _ in await transitions(index)]
 
 
 async def test_forgetting_leaves_nothing_but_a_tombstone_and_a_later_heartbeat_registers_anew(
@@ -213,6 +267,24 @@ async def test_a_clock_set_forwards_takes_nobody_out(index: Index, clock: Manual
     clock.advance(2)
     assert await found(index) == [agent_id(2)]
     assert await reaper(index).sweep() == 1
+
+
+async def test_a_server_that_stood_still_is_no_clock_that_was_set(
+    index: Index, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+
+    async def answer_late() -> int:
+        said = clock.now_ms()
+        clock.advance(5)
+        return said
+
+    with monkeypatch.context() as slow:
+        slow.setattr(index.upkeep, "now_ms", answer_late)
+        await watch.look()
+    await watch.look()
+    assert not await index.capacity._client.exists(index.keys.clock)
 
 
 async def test_a_clock_set_back_keeps_nobody_alive_for_an_hour(index: Index, clock: ManualClock) -> None:

@@ -11,8 +11,10 @@
 
 local restored = 0
 
-local function newer(id, than)
-    return not than or than == '' or judge(than, nil, nil, nil, id, '', '', 0) ~= 'reordered'
+-- By stream order alone: what is recorded was judged when it was recorded.
+local function compare(id, known)
+    if not known or known == '' then return 'applied' end
+    return judge(known, nil, nil, nil, id, '', '', 0)
 end
 
 local at = 2
@@ -23,9 +25,12 @@ while at <= #ARGV do
     local first, count = at + 13, tonumber(ARGV[at + 12])
     local key = agent_key(agent_id)
     local state = read_state(agent_id)
-    local known = redis.call('HMGET', key, 'cordon', 'cordon_id')
+    local known = redis.call('HMGET', key, 'cordon', 'cordon_id', 'last_id')
     local cordoned = known[1] and known[1] ~= '' or false
-    if cordon_id ~= '' and newer(cordon_id, known[2]) then
+    local fresher = compare(last_id, known[3]) == 'applied'
+    -- The record may not have heard yet that the agent was forgotten: neither it nor its cordon comes back.
+    local forgotten = known[3] and not state and not fresher
+    if not forgotten and cordon_id ~= '' and compare(cordon_id, known[2]) ~= 'reordered' then
         cordoned = cordon ~= ''
         redis.call('HSET', key, 'cordon', cordon, 'cordon_id', cordon_id)
         if cordoned then
@@ -35,8 +40,7 @@ while at <= #ARGV do
         end
     end
     local indexed
-    -- By stream order alone: the recorded boots were judged when they were recorded.
-    if not state or judge(state.last_id, nil, nil, nil, last_id, '', '', 0) == 'applied' then
+    if fresher then
         indexed = scoped(place, status, cordoned)
         local seen = math.min(tonumber((split_id(last_id))), now)
         redis.call('HSET', key, 'last_id', last_id, 'seen', seen, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
@@ -46,7 +50,7 @@ while at <= #ARGV do
         for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
         redis.call('ZADD', status == 'offline' and offline_key or seen_key, seen, agent_id)
         restored = restored + 1
-    elseif state.cordoned ~= cordoned then
+    elseif state and state.cordoned ~= cordoned then
         indexed = scoped(state.indexed, state.status, cordoned, redis.call('ZSCORE', silent_key, agent_id))
         status, machine = state.status, state.machine
         redis.call('HSET', key, 'indexed', indexed)
