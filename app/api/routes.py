@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.api import agents, capacity, cordon, events, fleet, health, heartbeats
+from app.api import agents, capacity, cordon, events, fleet, health, heartbeats, insight
 from app.api.documents import (
     AgentCapacityDocument,
     AgentDocument,
@@ -19,6 +19,7 @@ from app.api.documents import (
 )
 from app.api.operations import Operation
 from app.api.schemas import HeartbeatIn, HeartbeatsIn
+from app.models.insight import Explanation, Fit, PoolTotals
 
 _LOOKUP_FAULTS: Final = ("capacity_unknown", "index_unavailable", "index_rebuilding")
 _INDEX_FAULTS: Final = ("index_unavailable", "index_rebuilding")
@@ -150,6 +151,40 @@ OPERATIONS: Final = (
         answers={200: HistoryDocument},
         parameters=agents.HISTORY_PARAMETERS,
         faults=("agent_not_found", "record_unavailable"),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/capacity/explain",
+        handler=insight.explain,
+        operation_id="explainCapacity",
+        tag="capacity",
+        summary="Why a search finds what it finds, and what is nearest",
+        answers={200: Explanation},
+        parameters=insight.EXPLAIN_PARAMETERS,
+        faults=_INDEX_FAULTS,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/capacity/fit",
+        handler=insight.fit,
+        operation_id="fitCapacity",
+        tag="capacity",
+        summary="How many tasks of one size fit now",
+        answers={200: Fit},
+        parameters=insight.FIT_PARAMETERS,
+        faults=_INDEX_FAULTS,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/capacity/summary",
+        handler=insight.summarise,
+        operation_id="summariseCapacity",
+        tag="capacity",
+        summary="Totals by type, pool and GPU type",
+        answers={200: list[PoolTotals]},
+        parameters=insight.SUMMARY_PARAMETERS,
+        faults=_INDEX_FAULTS,
+        headers=("Link",),
     ),
     Operation(
         method="GET",
