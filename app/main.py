@@ -46,10 +46,12 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 fleet=index.fleet,
                 feed=index.feed(),
                 insight=index.insight,
+                health=index.health,
                 log=index.log,
                 recorded_capacity=record.capacity,
                 recorded_agents=record.agents,
                 recorded_cordons=record.cordons,
+                recorded_totals=record.totals,
                 clock=SystemClock(),
                 redis_lines=redis_lines(settings.redis_url or ""),
             )

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.api.edge import Edge
 from app.api.openapi import components
 from app.api.problems import add_problem_handlers
-from app.api.routes import OPERATIONS
+from app.api.routes import OPERATIONS, PAGES
 from app.api.wiring import State
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -35,6 +35,7 @@ def build_api(lifespan: Lifespan) -> FastAPI:
         summary="Which machines have this much GPU memory and this many CPU cores free, right now?",
         version=_version(),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -53,10 +54,13 @@ def build_api(lifespan: Lifespan) -> FastAPI:
             responses=operation.responses(),
             openapi_extra=operation.described(),
         )
+    for path, handler in PAGES:
+        app.add_api_route(path, handler, methods=["GET"], include_in_schema=False, response_class=Response)
+    allowed = {path: [o.method for o in OPERATIONS if o.path == path] for path in {o.path for o in OPERATIONS}}
     add_problem_handlers(
         app,
         failed={operation.operation_id: operation.failed for operation in OPERATIONS},
-        allowed={path: [o.method for o in OPERATIONS if o.path == path] for path in {o.path for o in OPERATIONS}},
+        allowed={**{path: ["GET"] for path, _ in PAGES}, **allowed},
     )
     app.add_middleware(Edge)
     return app

@@ -31,7 +31,12 @@ async def readyz(request: Request) -> Response:
     return answer(document) if ready else answer(document, status=503, headers={**NO_STORE, "Retry-After": "2"})
 
 
-async def metrics(_request: Request) -> Response:
+async def system_health(request: Request) -> Response:
+    return answer(await wiring_of(request).health.health())
+
+
+async def metrics(request: Request) -> Response:
+    await wiring_of(request).gauges.refresh()
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -33,7 +33,7 @@ POOLS: Final = Page(
 WAITING: Final = Page(path="/waiting", template="waiting.html", script="page-waiting", modules=_SHELL)
 HEALTH: Final = Page(path="/health", template="health.html", script="page-health", modules=_SHELL)
 AGENT: Final = Page(
-    path="/agents/", template="agent.html", script="page-agent", modules=(*_SHELL, "feed", "chart")
+    path="/agents/", template="agent.html", script="page-agent", modules=(*_SHELL, "feed", "chart", "trend")
 )
 
 _FIRST_ROWS: Final = 25

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.api import agents, capacity, cordon, events, fleet, health, heartbeats, insight
+from app.api import (
+    agents,
+    capacity,
+    cordon,
+    events,
+    fleet,
+    health,
+    heartbeats,
+    html,
+    insight,
+    pages,
+    trend,
+    waiting,
+)
 from app.api.documents import (
     AgentCapacityDocument,
     AgentDocument,
@@ -19,6 +32,7 @@ from app.api.documents import (
 )
 from app.api.operations import Operation
 from app.api.schemas import HeartbeatIn, HeartbeatsIn
+from app.models.health import IndexHealth
 from app.models.insight import Explanation, Fit, PoolTotals
 
 _LOOKUP_FAULTS: Final = ("capacity_unknown", "index_unavailable", "index_rebuilding")
@@ -199,6 +213,36 @@ OPERATIONS: Final = (
     ),
     Operation(
         method="GET",
+        path="/api/v1/health",
+        handler=health.system_health,
+        operation_id="systemHealth",
+        tag="operations",
+        summary="How log, workers and index stand",
+        answers={200: IndexHealth},
+        faults=_INDEX_FAULTS,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/capacity/trend",
+        handler=trend.get_trend,
+        operation_id="getCapacityTrend",
+        tag="capacity",
+        summary="Totals over time, by pool or GPU type",
+        answers={200: trend.TrendDocument},
+        parameters=trend.TREND_PARAMETERS,
+        faults=("record_unavailable",),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/waiting",
+        handler=waiting.list_waiting,
+        operation_id="listWaiting",
+        tag="capacity",
+        summary="Who waits in this process, and for what",
+        answers={200: waiting.WaitingDocument},
+    ),
+    Operation(
+        method="GET",
         path="/livez",
         handler=health.livez,
         operation_id="livez",
@@ -225,3 +269,13 @@ OPERATIONS: Final = (
         answers={200: str},
     ),
 )
+
+PAGES: Final = (
+    ("/", pages.fleet),
+    ("/pools", pages.pools),
+    ("/waiting", pages.waiting),
+    ("/health", pages.health),
+    ("/agents/{agent_id}", pages.agent),
+    ("/static/{digest}/{path:path}", html.static),
+)
+"""For people, not for programs: not in the OpenAPI document."""

@@ -15,6 +15,7 @@ from app.service.audience import Audience
 from app.service.cordon import CordonService
 from app.service.feed import FeedHub
 from app.service.fleet import FleetService
+from app.service.gauges import Gauges
 from app.service.intake import HeartbeatIntake
 from app.service.orchestrator import OrchestratorService
 from app.service.ports import (
@@ -27,7 +28,9 @@ from app.service.ports import (
     CordonRecord,
     FleetIndex,
     FleetInsight,
+    HealthIndex,
     HeartbeatLog,
+    TotalsRecord,
 )
 from app.service.waiting import WaitingService
 from app.settings import Settings
@@ -41,11 +44,13 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     fleet: FleetIndex
     feed: ChangeFeed
     insight: FleetInsight
+    health: HealthIndex
     log: HeartbeatLog
     recorded_capacity: CapacityRecord
     recorded_agents: AgentRecord
     recorded_cordons: CordonRecord
     clock: Clock
+    recorded_totals: TotalsRecord
     redis_lines: Mapping[str, str] = {}
 
 
@@ -60,10 +65,13 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     audience: Audience
     waiting: WaitingService
     insight: FleetInsight
+    health: HealthIndex
+    gauges: Gauges
     draining: asyncio.Event
     index: CapacityIndex
     record: AgentRecord
     clock: Clock
+    totals: TotalsRecord
     redis_lines: Mapping[str, str]
 
     def drain(self) -> None:
@@ -94,6 +102,8 @@ def wire(settings: Settings, ports: Ports) -> Wiring:
         audience=Audience(hub, encode_change, most=settings.max_waiting),
         waiting=WaitingService(orchestrator, hub, most=settings.max_waiting),
         insight=ports.insight,
+        health=ports.health,
+        gauges=Gauges(ports.insight, ports.health, timeout_s=settings.redis_timeout_s),
         draining=asyncio.Event(),
         agents=AgentService(ports.index, ports.recorded_agents),
         cordons=CordonService(ports.cordons, ports.index, ports.recorded_agents, ports.recorded_cordons),
@@ -108,6 +118,7 @@ def wire(settings: Settings, ports: Ports) -> Wiring:
         index=ports.index,
         record=ports.recorded_agents,
         clock=ports.clock,
+        totals=ports.recorded_totals,
         redis_lines=ports.redis_lines,
     )
 

@@ -58,6 +58,15 @@ class _Group:
     futile: int = 0
     rest_until: float = 0.0
     closed: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+
+class WaitingSearch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is waited for, by how many, and since when the first of them began."""
+
+    query: CapacityQuery
+    waiters: int
+    longest_wait_s: float
 
 
 class WaitingService:
@@ -120,6 +129,15 @@ class WaitingService:
         finally:
             self._waiting -= 1
             WAITERS.set(self._waiting)
+
+    def searches(self, *, limit: int) -> list[WaitingSearch]:
+        """What is waited for in this process, longest first."""
+        now = time.monotonic()
+        longest = heapq.nsmallest(limit, self._groups.values(), key=lambda group: group.since)
+        return [
+            WaitingSearch(query=group.query, waiters=len(group.waiters), longest_wait_s=now - group.since)
+            for group in longest
+        ]
 
     def drain(self) -> None:
         """Lets everybody go, since this process ends: they are to ask another one."""

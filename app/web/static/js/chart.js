@@ -29,21 +29,30 @@ function niceCeiling(value) {
 
 // A panel with one or two lines; the second is the dashed one, such as a total.
 export function chartPanel({ title, text, lines, from, until, show, most }) {
-  const [width, height] = [640, 190];
-  const pad = { left: 58, right: 12, top: 12, bottom: 22 };
+  const readout = h("p", { "aria-live": "off" }, text);
+  const body = h("div", { class: "body" });
+  const draw = (width) => body.replaceChildren(chart({ title, text, lines, from, until, show, most, width, readout }));
+  new ResizeObserver(([entry]) => {
+    if (entry.contentRect.width > 0) draw(Math.round(entry.contentRect.width));
+  }).observe(body);
+  return h("section", { class: "panel", "aria-label": title }, h("header", {}, h("h2", {}, title), readout), body);
+}
+
+export function chart({ title, text, lines, from, until, show, most, width, height = 190, readout = null }) {
+  const pad = { left: 58, right: 8, top: 10, bottom: 22 };
   const values = lines.flatMap((line) => line.map((point) => point[1]));
   const top = most ?? niceCeiling(Math.max(...values, 0));
   const x = (at) => pad.left + ((at - from) / Math.max(1, until - from)) * (width - pad.left - pad.right);
   const y = (value) => height - pad.bottom - (value / top) * (height - pad.top - pad.bottom);
-  const readout = h("p", { "aria-live": "off" }, text);
-  const root = s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}: ${text}` });
+  const root = s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: ${text}` });
   for (const step of [0, 0.5, 1]) {
     root.append(s("path", { class: "grid", d: `M${pad.left} ${y(top * step).toFixed(1)}H${width - pad.right}` }),
       s("text", { x: pad.left - 8, y: y(top * step) + 4, "text-anchor": "end" }, show(top * step)));
   }
-  for (const step of [0, 0.25, 0.5, 0.75, 1]) {
+  const steps = width > 320 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1];
+  for (const step of steps) {
     const anchor = step === 0 ? "start" : step === 1 ? "end" : "middle";
-    root.append(s("text", { x: x(from + step * (until - from)), y: height - 6, "text-anchor": anchor }, hour(from + step * (until - from))));
+    root.append(s("text", { x: x(from + step * (until - from)), y: height - 5, "text-anchor": anchor }, hour(from + step * (until - from))));
   }
   const [main, second] = lines;
   if (second?.length > 1) root.append(s("path", { class: "line second", d: path(second, x, y) }));
@@ -52,13 +61,18 @@ export function chartPanel({ title, text, lines, from, until, show, most }) {
     root.append(s("path", { class: "area", d: `${line}L${x(main.at(-1)[0]).toFixed(1)} ${y(0)}L${x(main[0][0]).toFixed(1)} ${y(0)}Z` }), s("path", { class: "line", d: line }));
   }
   if (main.length) root.append(s("circle", { class: "at", cx: x(main.at(-1)[0]), cy: y(main.at(-1)[1]), r: 3 }));
+  if (readout && main.length) read(root, readout, { main, x, show, pad, width, height, text });
+  return root;
+}
+
+// Where the pointer is, the readout says what was.
+function read(root, readout, { main, x, show, pad, width, height, text }) {
   const hair = s("path", { class: "hair", d: "" });
   root.append(hair);
   root.addEventListener("pointermove", (event) => {
     const box = root.getBoundingClientRect();
-    const at = from + ((((event.clientX - box.left) / box.width) * width - pad.left) / (width - pad.left - pad.right)) * (until - from);
-    const nearest = main.reduce((best, point) => (Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best), main[0]);
-    if (!nearest) return;
+    const at = ((event.clientX - box.left) / box.width) * width;
+    const nearest = main.reduce((best, point) => (Math.abs(x(point[0]) - at) < Math.abs(x(best[0]) - at) ? point : best), main[0]);
     hair.setAttribute("d", `M${x(nearest[0]).toFixed(1)} ${pad.top}V${height - pad.bottom}`);
     readout.textContent = `${moment(nearest[0])}: ${show(nearest[1])}`;
   });
@@ -66,20 +80,6 @@ export function chartPanel({ title, text, lines, from, until, show, most }) {
     hair.setAttribute("d", "");
     readout.textContent = text;
   });
-  return h("section", { class: "panel", "aria-label": title }, h("header", {}, h("h2", {}, title), readout), h("div", { class: "body" }, fit(root, width)));
-}
-
-// Draws at the width that it has, so that text is not stretched.
-function fit(root, width) {
-  new ResizeObserver(([entry]) => {
-    const wide = entry.contentRect.width;
-    if (wide > 0) for (const text of root.querySelectorAll("text")) {
-      const at = Number(text.getAttribute("x"));
-      const squeeze = width / wide;
-      text.setAttribute("transform", `translate(${(at * (1 - squeeze)).toFixed(2)} 0) scale(${squeeze.toFixed(4)} 1)`);
-    }
-  }).observe(root);
-  return root;
 }
 
 function hour(ms) {

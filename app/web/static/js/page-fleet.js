@@ -162,7 +162,7 @@ function list(rows, matching) {
 }
 
 function rowOf(agent) {
-  const of = (total) => h("small", { class: "muted" }, ` / ${total}`);
+  const of = (total) => h("small", { class: "muted of" }, ` / ${total}`);
   return h("tr", {},
     h("td", { class: "name" }, h("a", { href: `/agents/${agent.id}`, title: agent.id }, agent.host || agent.id), h("small", {}, agent.pool)),
     h("td", {}, state(agent.state)),

@@ -1,0 +1,56 @@
+"""`GET /api/v1/waiting`: who waits in this process, and for what."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.answers import answer
+from app.api.query import read_query
+from app.api.wiring import wiring_of
+from app.models.capacity import GpuType
+from app.service.waiting import WaitingSearch
+
+MOST_SEARCHES: Final = 200
+
+
+class WaitingSearchDocument(msgspec.Struct, frozen=True):
+    """One search with its thresholds, and how many wait for it."""
+
+    min_gpu_vram_gb: float
+    min_cpu_cores: int
+    min_memory_gb: float
+    agent_type: str
+    pool_name: str | None
+    gpu_type: GpuType | None
+    waiters: int
+    longest_wait_s: float
+
+    @classmethod
+    def of(cls, search: WaitingSearch) -> WaitingSearchDocument:
+        query = search.query
+        return cls(
+            query.min_gpu_vram_gb,
+            query.min_cpu_cores,
+            query.min_memory_gb,
+            query.agent_type,
+            query.pool_name,
+            query.gpu_type,
+            search.waiters,
+            search.longest_wait_s,
+        )
+
+
+class WaitingDocument(msgspec.Struct, frozen=True):
+    """Longest wait first."""
+
+    searches: list[WaitingSearchDocument]
+
+
+async def list_waiting(request: Request) -> Response:
+    read_query(request, ())
+    found = wiring_of(request).waiting.searches(limit=MOST_SEARCHES)
+    return answer(WaitingDocument([WaitingSearchDocument.of(search) for search in found]))
