@@ -18,7 +18,7 @@ from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.errors import HeadroomError
+from app.errors import HeadroomError, IndexUnavailableError
 from app.index.clock import IndexClock, ServerClock
 from app.index.keys import Keys
 from app.index.lookup import Lookups
@@ -170,34 +170,45 @@ class _AsyncLink:
             return result
 
 
-class AsyncDirectIndex:
-    """Lookups on one shard for one event loop. Tasks may share it: each call takes a connection of its own."""
+class AsyncLinks:
+    """The asyncio connections of one process to one server; each conversation has one to itself.
 
-    def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
+    Args:
+        url: of the server.
+        timeout_s: longest wait for one round trip, and for a connection when all are taken.
+        clock: that lookups count with.
+        most: connections at a time; None for as many as there are conversations.
+        purpose: shows in CLIENT LIST as `headroom-<purpose>`.
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float, clock: IndexClock, most: int | None = None, purpose: str = "client"
+    ) -> None:
         pool = aredis.ConnectionPool.from_url(url)
         self._connection_class = pool.connection_class
         # The timeouts of redis-py cost a task a call; one around each round trip does.
-        self._options = pool.connection_kwargs | _options(None)
+        self._options = pool.connection_kwargs | _options(None, purpose)
         self._timeout_s = timeout_s
-        self._clock = ServerClock() if clock is None else clock
-        self._lookups = Lookups(Keys(), self._clock, offline_after_ms=None, skip=skip)
+        self._clock = clock
+        self._places = None if most is None else asyncio.Semaphore(most)
         self._closed = False
         self._idle: list[_AsyncLink] = []
 
-    async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        steps = self._lookups.find
-        if with_total:
-            return await self._run(lambda session: session.run(steps(query, with_total=True)))
-        return await self._run(lambda session: session.find(query, steps(query, with_total=False)))
-
-    async def get(self, agent_id: AgentId) -> AgentCapacity | None:
-        return await self._run(lambda session: session.run(self._lookups.get(agent_id)))
-
-    async def count(self, query: CapacityQuery) -> int:
-        return await self._run(lambda session: session.run(self._lookups.count(query)))
-
-    async def ping(self) -> None:
-        await self._run(lambda session: session.ping())
+    async def run(self, conversation: Conversation[T]) -> T:
+        """Raises IndexUnavailableError or IndexRebuildingError; may hold the conversation a second time."""
+        if self._places is None:
+            return await self._run(conversation)
+        if self._places.locked():
+            try:
+                await asyncio.wait_for(self._places.acquire(), self._timeout_s)
+            except TimeoutError as error:
+                raise IndexUnavailableError("All connections to the capacity index are taken") from error
+        else:
+            await self._places.acquire()
+        try:
+            return await self._run(conversation)
+        finally:
+            self._places.release()
 
     async def close(self) -> None:
         self._closed = True
@@ -246,13 +257,40 @@ class AsyncDirectIndex:
             await self._idle.pop().connection.disconnect(nowait=True)
 
 
-def _options(timeout_s: float | None) -> dict[str, Any]:
+class AsyncDirectIndex:
+    """Lookups on one shard for one event loop. Tasks may share it: each call takes a connection of its own."""
+
+    def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
+        own_clock = ServerClock() if clock is None else clock
+        self._links = AsyncLinks(url, timeout_s=timeout_s, clock=own_clock)
+        self._lookups = Lookups(Keys(), own_clock, offline_after_ms=None, skip=skip)
+
+    async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
+        steps = self._lookups.find
+        if with_total:
+            return await self._links.run(lambda session: session.run(steps(query, with_total=True)))
+        return await self._links.run(lambda session: session.find(query, steps(query, with_total=False)))
+
+    async def get(self, agent_id: AgentId) -> AgentCapacity | None:
+        return await self._links.run(lambda session: session.run(self._lookups.get(agent_id)))
+
+    async def count(self, query: CapacityQuery) -> int:
+        return await self._links.run(lambda session: session.run(self._lookups.count(query)))
+
+    async def ping(self) -> None:
+        await self._links.run(lambda session: session.ping())
+
+    async def close(self) -> None:
+        await self._links.close()
+
+
+def _options(timeout_s: float | None, purpose: str = "client") -> dict[str, Any]:
     """What every connection of a planner is like, whatever its URL says."""
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
-        "client_name": "headroom-client",
+        "client_name": f"headroom-{purpose}",
         "decode_responses": False,
         "protocol": 2,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aredis
@@ -9,6 +10,7 @@ import redis.asyncio as aredis
 from app.errors import IndexRebuildingError
 from app.index.clock import IndexClock
 from app.index.connect import unavailable
+from app.index.direct import AsyncLinks
 from app.index.epoch import EpochGuard
 from app.index.execute import run
 from app.index.keys import Keys
@@ -28,7 +30,10 @@ _log = logger(__name__)
 
 
 class RedisIndex:
-    """Implements `CapacityIndex` on one shard."""
+    """Implements `CapacityIndex` on one shard.
+
+    Lookups take the planner's short way over `links`; without any (a server that is not one) over the client.
+    """
 
     def __init__(
         self,
@@ -38,18 +43,20 @@ class RedisIndex:
         clock: IndexClock,
         *,
         offline_after_s: float,
+        links: AsyncLinks | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
         self._epochs = epochs
         self._clock = clock
+        self._links = links
         self.lookups = Lookups(keys, clock, offline_after_ms=round(offline_after_s * 1000), skip=_skip)
 
     async def find(self, query: CapacityQuery) -> CapacityPage:
-        return await self.run(self.lookups.find(query, with_total=query.counted))
+        return await self.run(lambda: self.lookups.find(query, with_total=query.counted))
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
-        return await self.run(self.lookups.get(agent_id))
+        return await self.run(lambda: self.lookups.get(agent_id))
 
     async def forget(self, agent_id: AgentId) -> StreamId | None:
         now_ms = self._clock.now_ms()
@@ -78,8 +85,13 @@ class RedisIndex:
             reply = await run(self._client, Call(load("cordon"), self._keys.prefix, arguments))
         return None if reply is None else StreamId.parse(reply)
 
-    async def run(self, steps: Steps[T]) -> T:
+    async def run(self, lookup: Callable[[], Steps[T]]) -> T:
         """Runs a lookup's steps, trusting the epoch in force."""
+        if self._links is not None:
+            return await self._links.run(lambda session: session.run(lookup()))
+        return await self._run(lookup())
+
+    async def _run(self, steps: Steps[T]) -> T:
         reply: Any = None
         with unavailable():
             try:

@@ -197,18 +197,20 @@ def _totals(agent_type: str, pool_name: str, figures: list[bytes]) -> list[PoolT
 class RedisInsight:
     """Implements `FleetInsight`, run by whatever runs lookups."""
 
-    def __init__(self, insights: Insights, run: Callable[[Steps[Any]], Awaitable[Any]]) -> None:
+    def __init__(self, insights: Insights, run: Callable[[Callable[[], Steps[Any]]], Awaitable[Any]]) -> None:
         self._insights = insights
         self._run = run
 
     async def explain(self, query: CapacityQuery) -> Explanation:
-        return cast(Explanation, await self._run(self._insights.explain(query)))
+        return cast(Explanation, await self._run(lambda: self._insights.explain(query)))
 
     async def fit(self, query: CapacityQuery) -> Fit:
-        return cast(Fit, await self._run(self._insights.fit(query)))
+        return cast(Fit, await self._run(lambda: self._insights.fit(query)))
 
     async def summary(
         self, *, agent_type: str | None = None, pool_name: str | None = None, limit: int, after: str | None = None
     ) -> tuple[list[PoolTotals], str | None]:
-        steps = self._insights.summary(agent_type=agent_type, pool_name=pool_name, limit=limit, after=after)
-        return cast("tuple[list[PoolTotals], str | None]", await self._run(steps))
+        found = await self._run(
+            lambda: self._insights.summary(agent_type=agent_type, pool_name=pool_name, limit=limit, after=after)
+        )
+        return cast("tuple[list[PoolTotals], str | None]", found)

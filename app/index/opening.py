@@ -13,6 +13,7 @@ import redis.asyncio as aredis
 from app.index.audit import IndexAudit
 from app.index.clock import IndexClock, ServerClock
 from app.index.connect import connect, connect_reader, on_connect, server_run_id
+from app.index.direct import AsyncLinks
 from app.index.epoch import EpochGuard
 from app.index.feed import RedisFeed
 from app.index.fleet import RedisFleet
@@ -39,12 +40,16 @@ class Index:
         *,
         clock: IndexClock,
         read_run_id: Callable[[aredis.Redis], Awaitable[str]] = server_run_id,
+        links: AsyncLinks | None = None,
     ) -> None:
         self._settings = settings
         self._clients = [client]
+        self._links = links
         self.keys = Keys()
         self.epochs = EpochGuard(client, self.keys, read_run_id=read_run_id)
-        self.capacity = RedisIndex(client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s)
+        self.capacity = RedisIndex(
+            client, self.keys, self.epochs, clock, offline_after_s=settings.offline_after_s, links=links
+        )
         self.cordons = self.capacity
         self.insight = RedisInsight(Insights(self.keys, self.capacity.lookups), self.capacity.run)
         self.fleet = RedisFleet(client, self.keys, self.epochs)
@@ -68,6 +73,8 @@ class Index:
 
     def feed(self) -> RedisFeed:
         """A reader of the change feed, with a connection of its own to block on."""
+        if self._settings.redis_url is None:
+            return RedisFeed(self._clients[0], self.keys)
         client = connect_reader(self._settings, purpose="feed")
         self._clients.append(client)
         return RedisFeed(client, self.keys)
@@ -81,6 +88,8 @@ class Index:
     async def close(self) -> None:
         for client in self._clients:
             await client.aclose()
+        if self._links is not None:
+            await self._links.close()
 
     def _reader(self, group: str, batch: int) -> GroupReader:
         client = connect_reader(self._settings, purpose=group)
@@ -105,7 +114,15 @@ def open_index(settings: Settings, *, purpose: str = "api", clock: IndexClock | 
         clock: injected by tests; the server's own when left out.
     """
     client = connect(settings, purpose=purpose)
-    index = Index(settings, client, clock=clock if clock is not None else ServerClock())
+    own_clock = clock if clock is not None else ServerClock()
+    links = AsyncLinks(
+        settings.redis_url or "",
+        timeout_s=settings.redis_timeout_s,
+        clock=own_clock,
+        most=settings.redis_pool_size,
+        purpose=f"{purpose}-lookups",
+    )
+    index = Index(settings, client, clock=own_clock, links=links)
     on_connect(client, index.epochs.reconnected)
     return index
 
