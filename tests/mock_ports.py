@@ -9,6 +9,7 @@ import httpx
 
 from app.api.wiring import Ports as WiredPorts
 from app.api.wiring import wire
+from app.errors import IndexUnavailableError
 from app.main import create_app
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
@@ -28,8 +29,11 @@ class Ports:
         self.index = AsyncMock()
         self.feed = AsyncMock()
         self.insight = AsyncMock()
+        self.health = AsyncMock()
+        self.health.health.side_effect = IndexUnavailableError
         self.record = AsyncMock()
         self.cordons = AsyncMock()
+        self.totals = AsyncMock()
         self.log = AsyncMock()
         self.log.append.side_effect = self._append
         self.log.load.return_value = IntakeLoad()
@@ -45,10 +49,12 @@ class Ports:
             fleet=self.index,
             feed=self.feed,
             insight=self.insight,
+            health=self.health,
             log=self.log,
             recorded_capacity=self.record,
             recorded_agents=self.record,
             recorded_cordons=self.cordons,
+            recorded_totals=self.totals,
             clock=SystemClock(),
         )
         async with http_client(create_app(self.settings, wiring=wire(self.settings, ports))) as client:

@@ -60,10 +60,12 @@ class Stack:
             fleet=self.index.fleet,
             feed=self.index.feed(),
             insight=self.index.insight,
+            health=self.index.health,
             log=self.index.log,
             recorded_capacity=self.record.capacity,
             recorded_agents=self.record.agents,
             recorded_cordons=self.record.cordons,
+            recorded_totals=self.record.totals,
             clock=self.clock,
         )
 
