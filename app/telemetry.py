@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import logging.handlers
+import queue
 import sys
 
 import structlog
@@ -73,6 +76,14 @@ def serve_metrics(host: str, port: int) -> None:
     start_http_server(port, addr=host)
 
 
+class _Handover(logging.handlers.QueueHandler):
+    """Leaves rendering and writing to another thread: they take as long as a lookup does."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        # What the library would do is for other processes: it renders here and now.
+        return record
+
+
 def configure_logging(level: str, log_format: str) -> None:
     """Sends structlog and the standard library's logging to stderr in one form. Called by entry points only."""
     shared: list[structlog.typing.Processor] = [
@@ -101,8 +112,12 @@ def configure_logging(level: str, log_format: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = logging.handlers.QueueListener(lines, handler)
+    listener.start()
+    atexit.register(listener.stop)
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [_Handover(lines)]
     root.setLevel(level)
     for noisy in ("alembic", "asyncio", "httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
