@@ -40,12 +40,12 @@ _FREED_S: Final = 1.0
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """Heartbeats a second of one way in; `cpu` is the share of one core that each process used meanwhile."""
+    """Heartbeats a second of one way in; `cpu_us` is what each process spent on one heartbeat."""
 
     name: str
     heartbeats: int
     per_s: float
-    cpu: dict[str, float] = {}
+    cpu_us: dict[str, float] = {}
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,11 +81,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refill(msgspec.Struct, frozen=True, kw_only=True):
-    """From FLUSHALL until lookups trust the index again; `cpu` as in Rate."""
+    """From FLUSHALL until lookups trust the index again; `cpu_us` is what each process spent on one agent."""
 
     agents: int
     seconds: float
-    cpu: dict[str, float]
+    cpu_us: dict[str, float]
 
 
 class Ingestion(msgspec.Struct, kw_only=True):
@@ -144,10 +144,10 @@ def measure_ingestion(
                 way.whole("stream to index and record, every value changing", length.rounds, changing=True)
             )
             tell("delay")
-            found.delays.append(way.delay("idle", length.probes))
+            found.delays.append(way.delay_when_idle(length.probes))
+            found.delays.append(way.delay_under_load(length))
             tell("held")
-            found.held, delay = way.held(length)
-            found.delays.append(delay)
+            found.held = way.held(length)
             tell("refill")
             found.refill = way.refill()
         found.checked = way.checked
@@ -198,20 +198,36 @@ class _Way:
         sent = source.finish()
         self.groups.until_drained(GROUP_INDEX, GROUP_RECORD, timeout_s=600)
         took_s = time.perf_counter() - started
-        cpu = _shares(used, self._cpu_s(), took_s)
+        cpu_us = _spent_us(used, self._cpu_s(), heartbeats)
         self._catch_up(changing=changing)
         if sent.count[-1] - sent.count[0] != heartbeats:
             raise AssertionError("the source stopped early")
-        return Rate(name=name, heartbeats=heartbeats, per_s=round(heartbeats / took_s, 1), cpu=cpu)
+        return Rate(name=name, heartbeats=heartbeats, per_s=round(heartbeats / took_s, 1), cpu_us=cpu_us)
 
-    def delay(self, name: str, probes: int) -> Delay:
+    def delay_when_idle(self, probes: int) -> Delay:
         with closing(_Probe(self._valkey.url)) as probe:
-            delays_s = sorted(probe.measure() for _ in range(probes))
-        return _delay(name, delays_s)
+            return _delay("nothing else", [probe.measure() for _ in range(probes)])
 
-    def held(self, length: Length) -> tuple[Held, Delay]:
-        """Lookups and probes while heartbeats come at the rate of 100,000 agents."""
-        per_s = min(_HELD_PER_S, self.fleet.size / 3)
+    def delay_under_load(self, length: Length) -> Delay:
+        per_s, for_s = self._held_per_s, length.held_s / 2
+        self._source.prepare(self.fleet, math.ceil(per_s * (for_s + 2)), per_s=per_s)
+        self._source.go()
+        end = time.perf_counter() + for_s
+        with closing(_Probe(self._valkey.url)) as probe:
+            delays_s = [probe.measure() for _ in until(end)]
+        sent = self._source.stop()
+        self.groups.until_drained(GROUP_INDEX, GROUP_RECORD)
+        self._catch_up(changing=True)
+        return _delay(f"{sent.per_s:,.0f} heartbeats a second", delays_s)
+
+    @property
+    def _held_per_s(self) -> float:
+        """The rate of 100,000 agents, or less for a small fleet, which would go round too often."""
+        return min(_HELD_PER_S, self.fleet.size / 3)
+
+    def held(self, length: Length) -> Held:
+        """Lookups while heartbeats come at the rate of 100,000 agents."""
+        per_s = self._held_per_s
         questions = (TOP_10, TOP_10_FOUR_BANDS)
         url = self._valkey.url
         with closing(Ping(url)) as ping, closing(IndexSide(url, self._oracle.asked_ids)) as index:
@@ -225,29 +241,24 @@ class _Way:
             idle.check()
             loaded = Measurement(oracles, block_s=0.02)
             loaded.warm_up(sides, questions)
-            delays_s: list[float] = []
             self._source.prepare(self.fleet, math.ceil(per_s * (length.held_s + 5)), per_s=per_s)
             self._source.go()
-            started = time.perf_counter()
-            with closing(_Probe(url)) as probe:
-                for _ in until(started + length.held_s):
-                    loaded.begin_round()
-                    loaded.turn(sides, questions)
-                    delays_s.append(probe.measure())
+            for _ in until(time.perf_counter() + length.held_s):
+                loaded.begin_round()
+                loaded.turn(sides, questions)
             sent = self._source.stop()
             behind = {group: self.groups.behind(group) for group in (GROUP_INDEX, GROUP_RECORD)}
             self.groups.until_drained(GROUP_INDEX, GROUP_RECORD)
             loaded.check(sent)
             self._catch_up(changing=True)
             self.checked += idle.checked + loaded.checked
-        held = Held(
+        return Held(
             per_s=round(sent.per_s, 1),
             seconds=round(sent.at[-1] - sent.at[0], 1),
             behind=behind,
             idle=_by_name(idle),
             loaded=_by_name(loaded),
         )
-        return held, _delay(f"{held.per_s:,.0f} heartbeats/s", sorted(delays_s))
 
     def refill(self) -> Refill:
         """FLUSHALL, and how long it takes until a lookup answers rightly from the index again."""
@@ -257,9 +268,9 @@ class _Way:
             client.flushall()
             wait_until(lambda: client.exists(Keys().epoch), timeout_s=300, interval_s=0.01, what="the refill")
         took_s = time.perf_counter() - started
-        cpu = _shares(used, self._cpu_s(), took_s)
+        cpu_us = _spent_us(used, self._cpu_s(), self.fleet.size)
         self._check_now()
-        return Refill(agents=self.fleet.size, seconds=round(took_s, 2), cpu=cpu)
+        return Refill(agents=self.fleet.size, seconds=round(took_s, 2), cpu_us=cpu_us)
 
     def _catch_up(self, *, changing: bool) -> None:
         self.groups.trim()
@@ -360,7 +371,8 @@ def _used_bytes(client: redis.Redis) -> int:
     return int(info["used_memory"])
 
 
-def _delay(name: str, delays_s: list[float]) -> Delay:
+def _delay(name: str, unordered_s: list[float]) -> Delay:
+    delays_s = sorted(unordered_s)
     return Delay(
         name=name,
         probes=len(delays_s),
@@ -381,5 +393,5 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _shares(before: Mapping[str, float], after: Mapping[str, float], took_s: float) -> dict[str, float]:
-    return {name: round((used - before.get(name, 0.0)) / took_s, 2) for name, used in after.items()}
+def _spent_us(before: Mapping[str, float], after: Mapping[str, float], count: int) -> dict[str, float]:
+    return {name: round((used - before.get(name, 0.0)) / count * 1e6, 1) for name, used in after.items()}

@@ -160,15 +160,15 @@ def _by_call(figures: Figures) -> Iterator[str]:
 def _ingestion(found: Ingestion) -> Iterator[str]:
     yield f"\n## Ingestion\n\nFleet mixed, {found.agents:,} agents, one process for each part.\n\n"
     yield from _table(
-        ("way", "heartbeats", "a second", "cores used meanwhile"),
-        ((each.name, f"{each.heartbeats:,}", f"{each.per_s:,.0f}", _cpu(each.cpu)) for each in found.rates),
+        ("way", "heartbeats", "a second", "CPU for each, µs"),
+        ((each.name, f"{each.heartbeats:,}", f"{each.per_s:,.0f}", _cpu(each.cpu_us)) for each in found.rates),
     )
     yield (
         "\nThe API alone: the stream takes them and nobody reads. The whole way: sent at full speed, and the\n"
         "time runs until index and record have everything.\n\n"
     )
     yield from _table(
-        ("from sending to visible", "probes", "p50", "p99"),
+        ("from sending to visible, beside", "probes", "p50", "p99"),
         ((each.name, str(each.probes), f"{each.p50_ms:g}", f"{each.p99_ms:g}") for each in found.delays),
     )
     if (held := found.held) is not None:
@@ -199,7 +199,7 @@ def _ingestion(found: Ingestion) -> Iterator[str]:
     if (refill := found.refill) is not None:
         yield (
             f"\nFrom FLUSHALL to the first lookup that trusts the index again, from Postgres, {refill.agents:,} "
-            f"agents: {refill.seconds:.1f} s.\nCores used meanwhile: {_cpu(refill.cpu)}.\n"
+            f"agents: {refill.seconds:.1f} s.\nCPU for each agent, µs: {_cpu(refill.cpu_us)}.\n"
         )
 
 
@@ -276,8 +276,8 @@ def _times(p50_ms: float, p99_ms: float) -> str:
     return f"{milliseconds(p50_ms)} ({milliseconds(p99_ms)})"
 
 
-def _cpu(used: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.2f}" for name, share in used.items() if share >= 0.01)
+def _cpu(used_us: dict[str, float]) -> str:
+    return ", ".join(f"{name} {microseconds:,.0f}" for name, microseconds in used_us.items() if microseconds >= 1)
 
 
 def _verdict(met: bool | None) -> str:  # noqa: FBT001  the one thing it is about

@@ -174,7 +174,7 @@ class Groups:
             wait_until(
                 lambda group=group: not self.behind(group),  # type: ignore[misc]  # bound as a default on purpose
                 timeout_s=timeout_s,
-                interval_s=0.002,
+                interval_s=0.01,
                 what=f"the group {group} to catch up",
             )
 

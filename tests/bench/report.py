@@ -45,8 +45,11 @@ def _ingestion_table(found: Ingestion) -> Table:
     table.add_column("how much", justify="right")
     for rate in found.rates:
         table.add_row(rate.name, f"{rate.per_s:,.0f}/s")
+        if rate.cpu_us:
+            spent = ", ".join(f"{name} {spent_us:.0f}" for name, spent_us in rate.cpu_us.items())
+            table.add_row("  CPU for each, µs", spent)
     for delay in found.delays:
-        table.add_row(f"visible after, {delay.name}", f"{delay.p50_ms:g} ms (p99 {delay.p99_ms:g})")
+        table.add_row(f"visible after, beside {delay.name}", f"{delay.p50_ms:g} ms (p99 {delay.p99_ms:g})")
     if (held := found.held) is not None:
         for name, loaded in held.loaded.items():
             idle = milliseconds(held.idle[name].p50_ms)
