@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from app.index.upkeep import JUMP_TOLERANCE_MS
 from app.telemetry import CLOCK_JUMPS, logger
 
 if TYPE_CHECKING:
     from app.index.upkeep import Upkeep
-
-_EVERY_S: Final = 0.5
 
 _log = logger(__name__)
 
@@ -23,6 +20,7 @@ class ClockWatch:
     """
 
     name = "clock-watch"
+    pause_s = 0.5
 
     def __init__(self, upkeep: Upkeep) -> None:
         self._upkeep = upkeep
@@ -30,7 +28,6 @@ class ClockWatch:
 
     async def run_once(self) -> None:
         await self.look()
-        await asyncio.sleep(_EVERY_S)
 
     async def look(self) -> None:
         asked_ms = self._upkeep.steady_ms()

@@ -24,6 +24,7 @@ class Ingest:
     """
 
     name = "ingest"
+    pause_s = 0.0
 
     def __init__(self, reader: GroupReader, upkeep: Upkeep) -> None:
         self._reader = reader

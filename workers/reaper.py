@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
 from app.index.lookup import SWEEP_SLICE
@@ -33,11 +31,10 @@ class Reaper:
     def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float) -> None:
         self._upkeep = upkeep
         self._holder = holder
-        self._every_s = every_s
+        self.pause_s = every_s
 
     async def run_once(self) -> None:
-        await asyncio.sleep(self._every_s)
-        if await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self._every_s)):
+        if await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self.pause_s)):
             await self.sweep()
 
     async def sweep(self) -> int:
@@ -71,18 +68,14 @@ class Housekeeping:
     """Now and then: trims the stream and drops agents that have been offline for very long."""
 
     name = "housekeeping"
+    pause_s = _HOUSEKEEPING_EVERY_S
 
     def __init__(self, upkeep: Upkeep, stream: StreamUpkeep, holder: str) -> None:
         self._upkeep = upkeep
         self._stream = stream
         self._holder = holder
-        self._next = time.monotonic() + 1.0
 
     async def run_once(self) -> None:
-        await asyncio.sleep(0.5)
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _HOUSEKEEPING_EVERY_S
         if await self._upkeep.lease(self.name, self._holder, ttl_s=2 * _HOUSEKEEPING_EVERY_S):
             await self.tidy()
 

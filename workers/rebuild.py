@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from app.index.upkeep import Upkeep
     from app.service.ports import RecordReader
 
-_EVERY_S: Final = 0.5
 _LEASE_S: Final = 10.0
 _PAGE: Final = 1_000
 
@@ -27,6 +25,7 @@ class Rebuild:
     """
 
     name = "rebuild"
+    pause_s = 0.5
 
     def __init__(self, upkeep: Upkeep, record: RecordReader, holder: str) -> None:
         self._upkeep = upkeep
@@ -41,7 +40,6 @@ class Rebuild:
             self._published = True
         if await self._upkeep.current_epoch() is None and await self._lease():
             await self.rebuild()
-        await asyncio.sleep(_EVERY_S)
 
     async def rebuild(self) -> bool:
         """Returns whether an epoch could be opened; False when Redis was flushed again meanwhile."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
 from app.telemetry import logger
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
     from app.service.ports import RecordWriter
 
 _THIN_EVERY_S: Final = 600.0
-_RECONCILE_EVERY_S: Final = 1.0
 
 _log = logger(__name__)
 
@@ -23,6 +20,7 @@ class Recorder:
     """One round: read a batch, commit it by the order rule, set aside what can never be written, ack."""
 
     name = "recorder"
+    pause_s = 0.0
 
     def __init__(self, reader: GroupReader, record: RecordWriter) -> None:
         self._reader = reader
@@ -48,13 +46,13 @@ class Reconcile:
     """
 
     name = "reconcile"
+    pause_s = 1.0
 
     def __init__(self, states: IndexStates, record: RecordWriter) -> None:
         self._states = states
         self._record = record
 
     async def run_once(self) -> None:
-        await asyncio.sleep(_RECONCILE_EVERY_S)
         await self.reconcile()
 
     async def reconcile(self) -> int:
@@ -76,15 +74,12 @@ class Thinning:
     """Deletes what is past its retention, now and then."""
 
     name = "thinning"
+    pause_s = _THIN_EVERY_S
 
     def __init__(self, record: RecordWriter) -> None:
         self._record = record
-        self._next = time.monotonic() + _THIN_EVERY_S
 
     async def run_once(self) -> None:
-        await asyncio.sleep(1.0)
-        if time.monotonic() >= self._next:
-            deleted = await self._record.thin()
-            self._next = time.monotonic() + _THIN_EVERY_S
-            if deleted:
-                _log.info("Deleted what is past its retention", rows=deleted)
+        deleted = await self._record.thin()
+        if deleted:
+            _log.info("Deleted what is past its retention", rows=deleted)

@@ -21,12 +21,15 @@ _log = logger(__name__)
 class Loop(Protocol):
     """What a worker does over and over.
 
-    A round waits for its work by itself (a blocking read, or a pause), is safe to repeat after it failed at any
-    point, and may be cancelled while it drains.
+    A round is safe to repeat after it failed at any point, and may be cancelled while it drains. `pause_s` lies
+    between two rounds; it is 0 for one that waits for its work by itself.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def pause_s(self) -> float: ...
 
     async def run_once(self) -> None: ...
 
@@ -81,6 +84,8 @@ class Runner:
                 _log.exception("A round failed", loop=loop.name, retry_in_s=round(backoff_s, 1))
             else:
                 backoff_s = _FIRST_BACKOFF_S
+                if loop.pause_s > 0:
+                    await self.pause(loop.pause_s)
                 continue
             # Workers that lost the same server must not come back to it in step.
             await self.pause(backoff_s * random.uniform(0.75, 1.25))  # noqa: S311  # jitter, not a secret

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,13 +24,9 @@ class Sampler:
         self._insight = insight
         self._upkeep = upkeep
         self._record = record
-        self._pause_s = min(every_s, _LONGEST_PAUSE_S)
-        self._begun = False
+        self.pause_s = min(every_s, _LONGEST_PAUSE_S)
 
     async def run_once(self) -> None:
-        if self._begun:
-            await asyncio.sleep(self._pause_s)
-        self._begun = True
         await self.sample()
 
     async def sample(self) -> None:

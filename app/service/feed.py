@@ -41,6 +41,7 @@ class FeedHub:
     """
 
     name = "feed"
+    pause_s = 0.0
 
     def __init__(self, feed: ChangeFeed, *, block_s: float = 1.0) -> None:
         self._feed = feed

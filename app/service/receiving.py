@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from typing import Final
 
 from app.service.ports import Receivers
@@ -19,15 +17,12 @@ class ReceiverBeat:
     """A loop of the API process. What it raises is the runner's to count; heartbeats are taken in all the same."""
 
     name = "receiving"
+    pause_s = _EVERY_S
 
     def __init__(self, receivers: Receivers, receiver: str) -> None:
         self._receivers = receivers
         self._receiver = receiver
-        self._next = 0.0
 
     async def run_once(self) -> None:
-        if time.monotonic() >= self._next:
-            if await self._receivers.receive(self._receiver, gap_s=_GAP_S):
-                log.warning("Nobody took heartbeats in for a while: no agent is declared offline for now")
-            self._next = time.monotonic() + _EVERY_S
-        await asyncio.sleep(0.5)
+        if await self._receivers.receive(self._receiver, gap_s=_GAP_S):
+            log.warning("Nobody took heartbeats in for a while: no agent is declared offline for now")

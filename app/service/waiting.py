@@ -82,6 +82,7 @@ class WaitingService:
     """
 
     name = "waiting"
+    pause_s = 0.0
 
     def __init__(
         self,
