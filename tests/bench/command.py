@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = msgspec.json.decode(options.page_from.read_bytes(), type=Results)
         console.print(f"Wrote {write_page(results, DOCS)}")
         return 0
+    # Servers and processes are ended by the blocks that started them, also when a person or CI ends the run.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         results = run(options, console)
     except WrongAnswerError as wrong:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +23,7 @@ _PART: Final = 10_000
 _BATCH: Final = 1_000
 _MARKER: Final = "bench"
 _SPREAD_MS: Final = 30_000
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def fill(
@@ -46,7 +50,15 @@ def fill(
 
 
 def filling_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        PROCESSES, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    )
+
+
+def end_with_parent() -> None:
+    """Without it the pool's processes would wait for work for ever once their parent was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def fill_part(redis_url: str, fleet: Fleet, first: int, end: int, received_ms: int) -> None:
