@@ -116,6 +116,13 @@ class Settings(BaseSettings):
         ge=0,
         description="Most searches that may wait, and most listeners to events, per API process.",
     )
+    frame_ancestors: str = Field(
+        default="'self'",
+        pattern=r"^[^;,\r\n]+$",
+        description="Which pages may show widgets in a frame, as in a Content-Security-Policy: "
+        "`'self'`, `*`, or origins with spaces between them.",
+    )
+
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body that is read.")
     shutdown_after_s: float = Field(
         default=8.0,

@@ -41,18 +41,17 @@ def page(
     data: Mapping[str, Any],
     lines: Sequence[Line] = (),
     frame_ancestors: str = "'self'",
-    frames: bool = False,
     theme: str = "",
     **values: object,
 ) -> Response:
-    """A rendered page with its policy. `frame_ancestors`: who may show it in a frame; `frames`: it shows some."""
+    """A rendered page with its policy. `frame_ancestors`: who may show it in a frame."""
     text = render(which, data=data, lines=_absolute(request, lines), theme=theme, **values)
     return Response(
         text,
         media_type="text/html",
         headers={
             "Cache-Control": "no-store",
-            "Content-Security-Policy": content_security_policy(frame_ancestors, frames=frames),
+            "Content-Security-Policy": content_security_policy(which, frame_ancestors),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
         },

@@ -36,6 +36,8 @@ AGENT: Final = Page(
     path="/agents/", template="agent.html", script="page-agent", modules=(*_SHELL, "feed", "chart", "trend")
 )
 
+DOCS: Final = Page(path="/docs", template="docs.html", script="page-docs", modules=_SHELL, foreign=True)
+
 _FIRST_ROWS: Final = 25
 _FIRST_POOLS: Final = 50
 _SHOWN_POOLS: Final = 8
@@ -77,6 +79,10 @@ async def waiting(request: Request) -> Response:
 async def health(request: Request) -> Response:
     shown_lines = lines("/health", "/api/v1/health", wiring_of(request).redis_lines.get("health", ""))
     return page(request, HEALTH, data={}, lines=shown_lines, parts=())
+
+
+async def docs(request: Request) -> Response:
+    return page(request, DOCS, data={})
 
 
 async def agent(request: Request) -> Response:

@@ -17,6 +17,7 @@ from app.api import (
     pages,
     trend,
     waiting,
+    widgets,
 )
 from app.api.documents import (
     AgentCapacityDocument,
@@ -276,6 +277,12 @@ PAGES: Final = (
     ("/waiting", pages.waiting),
     ("/health", pages.health),
     ("/agents/{agent_id}", pages.agent),
+    ("/widgets/", widgets.gallery),
+    ("/widgets/headroom-widget.js", widgets.script),
+    ("/widgets/{view}.svg", widgets.picture),
+    ("/widgets/{view}.json", widgets.json),
+    ("/widgets/{view}", widgets.widget),
+    ("/docs", pages.docs),
     ("/static/{digest}/{path:path}", html.static),
 )
 """For people, not for programs: not in the OpenAPI document."""

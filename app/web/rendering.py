@@ -30,12 +30,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
         template: below `templates/`.
         script: the module that brings it to life, below `static/js/`.
         modules: what that module imports, to be fetched along with it.
+        css: stands in the page itself, so that its first paint waits for nothing.
+        foreign: whether somebody else's script draws it.
     """
 
     path: str
     template: str
     script: str
-    modules: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    css: tuple[str, ...] = ("css/page.css",)
+    foreign: bool = False
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -60,6 +64,7 @@ def render(
     return template.render(
         here=page.path,
         script=page.script,
+        css=Markup(_css(page.css)),  # noqa: S704  # our own files
         modules=page.modules,
         data=as_script_data(data),
         lines=lines,
@@ -80,7 +85,6 @@ def environment() -> Environment:
     assets = load_assets()
     made.globals |= {
         "base": assets.base,
-        "css": Markup(assets.text("css/page.css")),  # noqa: S704  # our own file
         "theme_script": Markup(_THEME_SCRIPT),  # noqa: S704  # our own text
         "version": __version__,
     }
@@ -96,20 +100,27 @@ def as_script_data(data: Any) -> Markup:
 
 
 @cache
-def content_security_policy(frame_ancestors: str, *, frames: bool = False) -> str:
+def _css(paths: tuple[str, ...]) -> str:
+    return "".join(load_assets().text(path) for path in paths)
+
+
+@cache
+def content_security_policy(page: Page, frame_ancestors: str) -> str:
     """Nothing from elsewhere, no inline script but the theme's, and no text that becomes HTML."""
-    assets = load_assets()
-    directives = (
+    directives = [
         "default-src 'none'",
         f"script-src 'self' {csp_hash(_THEME_SCRIPT)}",
-        f"style-src 'self' {csp_hash(assets.text('css/page.css'))}",
+        f"style-src 'self' {csp_hash(_css(page.css))}",
         "img-src 'self' data:",
         "connect-src 'self'",
-        "frame-src 'self'" if frames else "frame-src 'none'",
+        "frame-src 'self'",
         "form-action 'none'",
         "base-uri 'none'",
         f"frame-ancestors {frame_ancestors}",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
+    ]
+    if page.foreign:
+        # It makes its elements from text, and brings styles as it goes. It is shown the description only.
+        directives[2] = "style-src 'self' 'unsafe-inline'"
+    else:
+        directives += ["require-trusted-types-for 'script'", "trusted-types 'none'"]
     return "; ".join(directives)

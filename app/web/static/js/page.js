@@ -45,6 +45,7 @@ export function colours() {
 }
 
 function initTheme() {
+  if (!byId("theme")) return; // a widget looks as its address says, or as the system does
   let theme = THEMES.includes(stored("headroom-theme")) ? stored("headroom-theme") : "";
   setTheme(theme);
   byId("theme").addEventListener("click", () => {
