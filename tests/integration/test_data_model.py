@@ -36,8 +36,8 @@ def as_documented(key: str) -> str:
         case [prefix, _, ("silent" | "cordoned" | "busy"), *rest]:
             assert as_documented(":".join([prefix, "desktop", *rest])) in documented("## Redis")
             return f"{prefix}:<type>:<state>:…"
-        case [prefix, _, "totals", _]:
-            return f"{prefix}:<type>:totals:<pool>"
+        case [prefix, _, "totals", pool]:
+            return f"{prefix}:<type>:totals:{'*' if pool == '*' else '<pool>'}"
         case [prefix, _, "pool", _, *rest]:
             return ":".join([prefix, "<type>:pool:<pool>", *_rungs(rest)]).replace("12-15", "8+")
         case [prefix, _, *rest] if rest:

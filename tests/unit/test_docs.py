@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import prometheus_client
 import pytest
+import yaml
 from pydantic import BaseModel
 
 import app.telemetry
@@ -68,9 +69,16 @@ def test_the_log_lines_to_watch_for_are_written_somewhere() -> None:
     source = "".join(
         path.read_text(encoding="utf-8") for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py")
     )
-    lines = re.findall(r"^\| `([A-Z][^`]+)` \|", page("operations.md"), re.MULTILINE)
+    section = page("monitoring.md").partition("## What to look for in the logs\n")[2]
+    lines = re.findall(r"^\| `([A-Z][^`]+)` \|", section, re.MULTILINE)
     assert len(lines) >= 5
     assert not {line for line in lines if line not in source}
+
+
+def test_every_alert_is_documented() -> None:
+    rules = yaml.safe_load(page("monitoring/alerts.yml"))["groups"][0]["rules"]
+    section = page("monitoring.md").partition("## Alerts, and what to do\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [rule["alert"] for rule in rules]
 
 
 def test_every_loop_is_documented() -> None:
