@@ -16,7 +16,7 @@ from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId
 from tests.consistency import assert_index_consistent
-from tests.indexing import agent_id, index_settings, opened_index, unapplied
+from tests.indexing import agent_id, heartbeat, index_settings, opened_index, unapplied
 from tests.servers import ValkeyServer
 from workers.ingest import Ingest
 from workers.reaper import Reaper
@@ -146,8 +146,8 @@ def test_a_fleet_of_equals_is_paged_without_loss_or_repetition(valkey_server: Va
 
     async def run() -> None:
         valkey_server.flush()
-        same = ResourceMetrics(gpu_vram_available_gb=24.0, cpu_cores_available=13)
-        fleet = [Heartbeat(agent_id=agent_id(n), resource_metrics=same) for n in range(700)]
+        # Equal in what orders them, and spread over every set that the search merges.
+        fleet = [heartbeat(n, vram=24.0, cores=9 + n % 8) for n in range(700)]
         random.Random(7).shuffle(fleet)
         async with opened_index(index_settings(valkey_server.url)) as index:
             await index.log.append(fleet)

@@ -140,6 +140,20 @@ async def test_a_lagging_ingest_makes_nobody_look_dead(index: Index, clock: Manu
     assert await reaper(index).sweep() == 1
 
 
+async def test_an_ingest_that_died_over_a_batch_makes_nobody_look_dead(index: Index, clock: ManualClock) -> None:
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await index.log.append([heartbeat(1)])
+    assert await index.index_reader().read()
+    clock.advance(OFFLINE_AFTER_S - 1)
+    assert await found(index) == [agent_id(1)]
+    assert await reaper(index).sweep() == 0
+    # Another takes the batch over.
+    await apply_everything(index)
+    clock.advance(2)
+    assert await found(index) == [agent_id(1)]
+
+
 async def test_nobody_is_declared_offline_before_having_had_time_to_report(
     redis_url: str, clock: ManualClock
 ) -> None:
