@@ -52,6 +52,23 @@ class InvalidCursorError(HeadroomError):
     default_detail = "The cursor was not made by this server"
 
 
+class PlanNotFoundError(HeadroomError):
+    code = "plan_not_found"
+    default_detail = "Plan not found"
+
+
+class TaskNotFoundError(HeadroomError):
+    code = "task_not_found"
+    default_detail = "Task not found"
+
+
+class TaskStateError(HeadroomError):
+    """A task that has ended otherwise, or cannot end like this because it was never assigned."""
+
+    code = "task_state"
+    default_detail = "The task is not in a state that can become this"
+
+
 class UnavailableError(HeadroomError):
     """A dependency is away; the same call may succeed later."""
 

@@ -51,13 +51,15 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
                 recorded_capacity=record.capacity,
                 recorded_agents=record.agents,
                 recorded_cordons=record.cordons,
+                plans=record.plans,
                 recorded_totals=record.totals,
                 clock=SystemClock(),
                 redis_lines=redis_lines(settings.redis_url or ""),
             )
             wired = wire(settings, ports)
             app.state.drain = wired.drain
-            loops: Sequence[Loop] = [ReceiverBeat(index.upkeep, consumer_name()), wired.hub, wired.waiting]
+            beat = ReceiverBeat(index.upkeep, consumer_name())
+            loops: Sequence[Loop] = [beat, wired.hub, wired.waiting, wired.planner]
             await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
             yield {"wiring": wired}
 

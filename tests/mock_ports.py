@@ -33,6 +33,7 @@ class Ports:
         self.health.health.side_effect = IndexUnavailableError
         self.record = AsyncMock()
         self.cordons = AsyncMock()
+        self.plans = AsyncMock()
         self.totals = AsyncMock()
         self.log = AsyncMock()
         self.log.append.side_effect = self._append
@@ -54,6 +55,7 @@ class Ports:
             recorded_capacity=self.record,
             recorded_agents=self.record,
             recorded_cordons=self.cordons,
+            plans=self.plans,
             recorded_totals=self.totals,
             clock=SystemClock(),
         )

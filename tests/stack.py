@@ -65,6 +65,7 @@ class Stack:
             recorded_capacity=self.record.capacity,
             recorded_agents=self.record.agents,
             recorded_cordons=self.record.cordons,
+            plans=self.record.plans,
             recorded_totals=self.record.totals,
             clock=self.clock,
         )

@@ -7,6 +7,7 @@ made from the same objects that the handlers use: parameter tables, models of bo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -102,9 +103,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     def _parameters(self) -> list[dict[str, Any]]:
         in_path = []
-        if "{agent_id}" in self.path:
+        for name in re.findall(r"\{(\w+)\}", self.path):
             uuid = {"type": "string", "format": "uuid"}
-            in_path.append({"name": "agent_id", "in": "path", "required": True, "schema": uuid})
+            in_path.append({"name": name, "in": "path", "required": True, "schema": uuid})
         in_query = [
             {
                 "name": parameter.name,

@@ -295,6 +295,7 @@ _CODES: Final[Mapping[str, str]] = {
     "too_short": "length",
     "too_long": "length",
     "enum": "choice",
+    "literal_error": "choice",
     "extra_forbidden": "unknown_field",
     # the codes of this module's own rules
     "not_text": "not_text",
@@ -304,6 +305,8 @@ _CODES: Final[Mapping[str, str]] = {
     "repeated": "repeated",
     "incomplete": "incomplete",
     "exclusive": "exclusive",
+    "unknown_task": "unknown_task",
+    "circular": "circular",
 }
 """From the validator's names to ours, which are documented and stay; anything else is a wrong `type`."""
 

@@ -18,6 +18,7 @@ from app.service.fleet import FleetService
 from app.service.gauges import Gauges
 from app.service.intake import HeartbeatIntake
 from app.service.orchestrator import OrchestratorService
+from app.service.planner import WorkPlanner
 from app.service.ports import (
     AgentRecord,
     CapacityIndex,
@@ -30,6 +31,7 @@ from app.service.ports import (
     FleetInsight,
     HealthIndex,
     HeartbeatLog,
+    PlanRecord,
     TotalsRecord,
 )
 from app.service.waiting import WaitingService
@@ -49,6 +51,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     recorded_capacity: CapacityRecord
     recorded_agents: AgentRecord
     recorded_cordons: CordonRecord
+    plans: PlanRecord
     clock: Clock
     recorded_totals: TotalsRecord
     redis_lines: Mapping[str, str] = {}
@@ -67,6 +70,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     insight: FleetInsight
     health: HealthIndex
     gauges: Gauges
+    planner: WorkPlanner
     draining: asyncio.Event
     index: CapacityIndex
     record: AgentRecord
@@ -102,6 +106,7 @@ def wire(settings: Settings, ports: Ports) -> Wiring:
         audience=Audience(hub, encode_change, most=settings.max_waiting),
         waiting=WaitingService(orchestrator, hub, most=settings.max_waiting),
         insight=ports.insight,
+        planner=WorkPlanner(orchestrator, ports.insight, hub, ports.plans, clock=ports.clock),
         health=ports.health,
         gauges=Gauges(ports.insight, ports.health, timeout_s=settings.redis_timeout_s),
         draining=asyncio.Event(),

@@ -64,6 +64,10 @@ def ms_of(at: datetime) -> int:
     return (at - _EPOCH) // _MS
 
 
+def us_of(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
 def report_malformed(agent_id: str) -> None:
     MALFORMED_AGENTS.labels(source="record").inc()
     _log.warning("Skipped malformed data of an agent", agent_id=agent_id)

@@ -10,6 +10,7 @@ from app.record.capacity import RecordedCapacity
 from app.record.connect import Database, open_database
 from app.record.cordon import RecordedCordons
 from app.record.migrate import require_migrated
+from app.record.plan import RecordedPlans
 from app.record.states import RecordedStates
 from app.record.totals import RecordedTotals
 from app.record.writer import Writer
@@ -23,6 +24,7 @@ class Record:
     capacity: a CapacityRecord.
     agents: an AgentRecord.
     cordons: a CordonRecord.
+    plans: a PlanRecord.
     reader: a RecordReader.
     totals: a TotalsRecord.
     writer: a RecordWriter.
@@ -32,6 +34,7 @@ class Record:
     capacity: RecordedCapacity
     agents: RecordedAgents
     cordons: RecordedCordons
+    plans: RecordedPlans
     reader: RecordedStates
     totals: RecordedTotals
     writer: Writer
@@ -53,6 +56,7 @@ def open_record(settings: Settings) -> Record:
         capacity=RecordedCapacity(database, settings),
         agents=RecordedAgents(database, settings),
         cordons=RecordedCordons(database, bulk),
+        plans=RecordedPlans(database, bulk),
         reader=RecordedStates(database),
         totals=RecordedTotals(database, bulk, settings),
         writer=Writer(database, bulk, settings),

@@ -165,6 +165,46 @@ agent_cordons = Table(
     comment="Beside the registry: an agent may be cordoned before its first heartbeat is recorded.",
 )
 
+plans = Table(
+    "plans",
+    metadata,
+    Column("plan_id", AGENT_UUID, primary_key=True),
+    Column("created_at", UtcTimestamp, nullable=False),
+)
+
+plan_tasks = Table(
+    "plan_tasks",
+    metadata,
+    Column("task_id", AGENT_UUID, primary_key=True),
+    Column("plan_id", AGENT_UUID, nullable=False),
+    Column("position", Integer, nullable=False, comment="its place in the plan"),
+    Column("queued_us", BigInteger, nullable=False, comment="when the plan was made: older plans come first"),
+    Column("name", String(128), nullable=False),
+    Column("agent_type", String(32), nullable=False),
+    Column("pool_name", String(128)),
+    Column("gpu_type", String(16)),
+    Column("gpu_vram_gb", Double, nullable=False),
+    Column("cpu_cores", Integer, nullable=False),
+    Column("memory_gb", Double, nullable=False),
+    Column("depends_on", DOCUMENT, comment="names of tasks of the same plan; null: none"),
+    Column("status", String(16), nullable=False),
+    Column("agent_id", AGENT_UUID),
+    Column("free_gpu_vram_gb", Double, comment="what the agent had free of everything we had placed there"),
+    Column("free_cpu_cores", Integer),
+    Column("free_memory_gb", Double),
+    Column("assigned_at", UtcTimestamp),
+    Column("ended_at", UtcTimestamp),
+)
+Index("plan_tasks_plan_id_position_idx", plan_tasks.c.plan_id, plan_tasks.c.position)
+Index("plan_tasks_status_queued_us_idx", plan_tasks.c.status, plan_tasks.c.queued_us)
+
+planner_state = Table(
+    "planner_state",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("generation", BigInteger, nullable=False, comment="grows with every assignment"),
+)
+
 record_positions = Table(
     "record_positions",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
 from app.models.insight import Explanation, Fit, PoolTotals, TrendQuery, TrendSeries
 from app.models.log import Gap, LogEntry
+from app.models.plan import Plan, PlanId, Task, TaskId, TaskStatus
 
 RecordSession = Any
 """An open session of the record, opaque to everybody but `app.record`; callers may lend theirs."""
@@ -241,6 +243,43 @@ class RecordReader(Protocol):
 
     async def greatest_position(self) -> StreamId | None:
         """The greatest stream id the record has seen."""
+        ...
+
+
+class OpenTasks(msgspec.Struct, frozen=True, kw_only=True):
+    """All tasks that are to be placed, oldest plan first and in its order, and all that are placed and not ended.
+
+    `generation` changes with every assignment.
+    """
+
+    generation: int
+    pending: list[Task]
+    assigned: list[Task]
+
+
+class PlanRecord(Protocol):
+    """Plans in the durable record. Every call may raise RecordUnavailableError."""
+
+    async def add(self, plan: Plan) -> None: ...
+
+    async def plan(self, plan_id: PlanId) -> Plan | None: ...
+
+    async def task(self, task_id: TaskId) -> Task | None: ...
+
+    async def open_tasks(self) -> OpenTasks: ...
+
+    async def assign(self, tasks: Sequence[Task], *, generation: int) -> bool:
+        """Keeps where these go; False, and nothing kept, when anybody assigned anything since `generation`.
+
+        A task that has ended meanwhile stays as it is.
+        """
+        ...
+
+    async def end(self, task_id: TaskId, status: TaskStatus, *, now: datetime) -> Task | None:
+        """Ends a task and lets those go on that waited for it; None for an unknown one.
+
+        Returns the task as it is afterwards: of another status if it could not end like this.
+        """
         ...
 
 

@@ -57,10 +57,13 @@ class Thresholds:
             self._cores.remove(query.min_cpu_cores)
         self._least = None
 
+    def any_met_by(self, gpu_vram_gb: float, cpu_cores: int) -> bool:
+        return self._reaches(bisect_right(self._cores, cpu_cores), gpu_vram_gb)
+
     def met_by(self, gpu_vram_gb: float, cpu_cores: int) -> list[CapacityQuery]:
         """The searches whose thresholds that much free reaches."""
         levels = bisect_right(self._cores, cpu_cores)
-        if not levels or self._least_vram()[levels - 1] > gpu_vram_gb:
+        if not self._reaches(levels, gpu_vram_gb):
             return []
         met: list[CapacityQuery] = []
         for cores in self._cores[:levels]:
@@ -71,6 +74,9 @@ class Thresholds:
 
     def all(self) -> list[CapacityQuery]:
         return list(self._numbers)
+
+    def _reaches(self, levels: int, gpu_vram_gb: float) -> bool:
+        return levels > 0 and self._least_vram()[levels - 1] <= gpu_vram_gb
 
     def _least_vram(self) -> list[float]:
         if self._least is None:

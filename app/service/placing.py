@@ -1,0 +1,173 @@
+"""Where the tasks that wait are to go: one pass over all of them, oldest first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from app.errors import AgentNotFoundError, UnavailableError
+from app.models.capacity import AgentStatus, AvailableCapacity, CapacityQuery, Cursor
+from app.models.identity import AgentId
+from app.models.plan import Amounts, Needs, Task, TaskStatus
+from app.service.ledger import Ledger, Whole, covers, whole
+from app.service.orchestrator import OrchestratorService
+from app.service.ports import FleetInsight
+
+log = logging.getLogger(__name__)
+
+_PAGE: Final = 50
+_PLENTY_GB: Final = 2.0**20
+
+Scope = tuple[str, str | None, str | None]
+"""Type, pool and GPU type: tasks of one scope are in each other's way."""
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """An agent that fits; `usable` is before the task is there."""
+
+    agent_id: AgentId
+    reported: Amounts
+    usable: Whole
+
+
+class Placing:
+    """One pass.
+
+    The first task of a scope that fits nowhere keeps an agent for itself: the one big enough that has the most to
+    spare. Later tasks may go before it, but not there, so it is free at the latest when all that runs there has
+    ended, however many small tasks come in.
+    """
+
+    def __init__(self, orchestrator: OrchestratorService, insight: FleetInsight, ledger: Ledger) -> None:
+        self._orchestrator = orchestrator
+        self._insight = insight
+        self._ledger = ledger
+        self._kept: dict[AgentId, Scope] = {}
+        self._futile: dict[Scope, list[Whole]] = {}
+
+    async def place(self, pending: Sequence[Task], now: datetime) -> list[Task]:
+        """The tasks that can be assigned now, as they are then.
+
+        Raises:
+            UnavailableError: nobody can tell what is free.
+        """
+        placed: list[Task] = []
+        for task in pending:
+            needs = task.needs
+            scope: Scope = (needs.agent_type, needs.pool_name, None if needs.gpu_type is None else needs.gpu_type)
+            needed = whole(needs.amounts)
+            futile = self._futile.setdefault(scope, [])
+            # What did not fit before has not come to fit since: in a pass there is only ever less.
+            if any(covers(needed, less) for less in futile):
+                continue
+            place = await self._find(needs)
+            if place is None:
+                if not futile:
+                    await self._keep_for(needs, scope)
+                futile.append(needed)
+                continue
+            free = self._ledger.free(place.agent_id, place.reported)
+            self._ledger.place(place.agent_id, needs.amounts, free=free)
+            placed.append(
+                msgspec.structs.replace(
+                    task, status=TaskStatus.ASSIGNED, agent_id=place.agent_id, free=free, assigned_at=now
+                )
+            )
+        return placed
+
+    async def _find(self, needs: Needs) -> _Place | None:
+        """The agent with the most usable VRAM that fits and is not kept for somebody else."""
+        best: _Place | None = None
+        needed = whole(needs.amounts)
+        after: Cursor | None = None
+        while True:
+            page = await self._orchestrator.find(query_for(needs, after=after))
+            for row in page.agents:
+                # What is usable is never more than what is reported, and that only gets less from here on.
+                if best is not None and round(row.gpu_vram_available_gb * 1024) <= best.usable[0]:
+                    return best
+                bound = self._bound(row)
+                if row.agent_id in self._kept or not covers(bound, needed):
+                    continue
+                if best is not None and bound[0] <= best.usable[0]:
+                    continue
+                place = await self._look_at(row)
+                if place and covers(place.usable, needed) and (best is None or place.usable[0] > best.usable[0]):
+                    best = place
+            after = page.cursor
+            if after is None:
+                return best
+
+    def _bound(self, row: AvailableCapacity) -> Whole:
+        """What is usable there at most, by what the search tells."""
+        reported = Amounts(row.gpu_vram_available_gb, row.cpu_cores_available, _PLENTY_GB)
+        return self._ledger.usable(row.agent_id, reported)
+
+    async def _look_at(self, row: AvailableCapacity) -> _Place | None:
+        """The search does not tell its main memory: the agent itself is asked."""
+        reported = await self._reported(row.agent_id)
+        if reported is None:
+            return None
+        return _Place(row.agent_id, reported, self._ledger.usable(row.agent_id, reported))
+
+    async def _reported(self, agent_id: AgentId) -> Amounts | None:
+        try:
+            agent = (await self._orchestrator.get(agent_id)).agent
+        except AgentNotFoundError:
+            return None
+        if agent.status is not AgentStatus.ONLINE:
+            return None
+        return Amounts(agent.gpu_vram_available_gb, agent.cpu_cores_available, agent.memory_available_gb)
+
+    async def _keep_for(self, needs: Needs, scope: Scope) -> None:
+        # Those that report enough and are only taken by what was placed there.
+        page = await self._orchestrator.find(query_for(needs))
+        candidates = [(self._bound(row), row.agent_id) for row in page.agents if row.agent_id not in self._kept]
+        if candidates:
+            _, agent_id = max(candidates)
+            self._kept[agent_id] = scope
+            return
+        nearest = await self._nearest(needs)
+        if nearest is not None:
+            self._kept[nearest] = scope
+
+    async def _nearest(self, needs: Needs) -> AgentId | None:
+        """The agent that is big enough, now in use, and lacks least."""
+        try:
+            explanation = await self._insight.explain(msgspec.structs.replace(query_for(needs), limit=1))
+        except UnavailableError:
+            return None
+        amounts = needs.amounts
+        for miss in explanation.nearest:
+            if miss.agent_id in self._kept:
+                continue
+            try:
+                agent = (await self._orchestrator.get(miss.agent_id)).agent
+            except AgentNotFoundError:
+                continue
+            big_enough = (
+                agent.gpu_vram_total_gb >= amounts.gpu_vram_gb
+                and agent.cpu_cores_physical >= amounts.cpu_cores
+                and (needs.gpu_type is None or agent.gpu_type is needs.gpu_type)
+            )
+            if big_enough:
+                return miss.agent_id
+        return None
+
+
+def query_for(needs: Needs, *, after: Cursor | None = None) -> CapacityQuery:
+    """The search for agents that report enough."""
+    return CapacityQuery(
+        min_gpu_vram_gb=needs.amounts.gpu_vram_gb,
+        min_cpu_cores=max(1, needs.amounts.cpu_cores),
+        min_memory_gb=needs.amounts.memory_gb,
+        agent_type=needs.agent_type,
+        pool_name=needs.pool_name,
+        gpu_type=needs.gpu_type,
+        limit=_PAGE,
+        after=after,
+    )
