@@ -50,6 +50,9 @@ show([part for pair in reply.items() for part in pair] if isinstance(reply, dict
 """
 
 
+PROGRAMS = ("curl", "redis-cli", "comm", ".venv/bin/headroom")
+
+
 class Example(NamedTuple):
     """A block to type, and the block of output that follows it, if there is one."""
 
@@ -62,14 +65,14 @@ class Example(NamedTuple):
 
 
 def examples() -> list[Example]:
-    """All blocks that begin with curl, redis-cli or comm, in the order of the page."""
+    """All blocks that begin with a program of PROGRAMS, in the order of the page."""
     blocks = list(re.finditer(r"^```(\w*)\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL))
     found = []
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        if block[1] == "" and block[2].startswith(("curl", "redis-cli", "comm")):
+        if block[1] == "" and block[2].startswith(PROGRAMS):
             directly = following is not None and not README[block.end() : following.start()].strip()
             shown = following[2] if following is not None and directly else ""
-            found.append(Example(block[2], "" if shown.startswith(("curl", "redis-cli")) else shown))
+            found.append(Example(block[2], "" if shown.startswith(PROGRAMS) else shown))
     return found
 
 
@@ -82,9 +85,11 @@ class Page(NamedTuple):
     headroom: Headroom
     redis_port: str
     programs: Path
+    data_dir: Path
 
     def run(self, typed: str, *program: str) -> subprocess.CompletedProcess[str]:
         text = typed.replace("http://127.0.0.1:8000", self.headroom.url).replace("6390", self.redis_port)
+        text = text.replace(".venv/bin/headroom", f"{sys.executable} -P -m app")
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [*program, text],
@@ -92,7 +97,12 @@ class Page(NamedTuple):
             text=True,
             check=False,
             timeout=30,
-            env={"PATH": path, "PYTHONPATH": str(ROOT), "HEADROOM_DATA_DIR": str(self.programs)},
+            env={
+                "PATH": path,
+                "PYTHONPATH": str(ROOT),
+                "HEADROOM_DATA_DIR": str(self.data_dir),
+                "HEADROOM_URL": self.headroom.url,
+            },
         )
 
 
@@ -103,11 +113,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         (programs / f"{name}.py").write_text(source)
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{programs / name}.py" "$@"\n')
         (programs / name).chmod(0o755)
-    with start_up(tmp_path_factory.mktemp("readme") / "data", "--simulate", "200") as headroom:
+    data_dir = tmp_path_factory.mktemp("readme") / "data"
+    with start_up(data_dir, "--simulate", "200") as headroom:
         headroom.until_ready().until_printed("200 simulated agents reported").until_printed("redis-cli")
         port = re.search(r"redis-cli -p (\d+)", headroom.output)
         assert port is not None
-        yield Page(headroom, port[1], programs)
+        yield Page(headroom, port[1], programs, data_dir)
 
 
 def shape(value: Any) -> Any:
