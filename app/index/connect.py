@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import IndexUnavailableError
+from app.index.packing import packing
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -87,6 +88,7 @@ def _client(settings: Settings, *, purpose: str, timeout_s: float) -> aredis.Red
         decode_responses=False,
     )
     pool.connection_class = type("Connection", (_LeavesDemoted, pool.connection_class), {})
+    pool.connection_class = packing(pool.connection_class)
     return aredis.Redis.from_pool(pool)
 
 

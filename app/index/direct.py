@@ -22,6 +22,7 @@ from app.errors import HeadroomError, IndexUnavailableError
 from app.index.clock import IndexClock, ServerClock
 from app.index.keys import Keys
 from app.index.lookup import Lookups
+from app.index.packing import packing
 from app.index.session import Commands, Session, domain_error, skip
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
 from app.models.identity import AgentId
@@ -185,7 +186,7 @@ class AsyncLinks:
         self, url: str, *, timeout_s: float, clock: IndexClock, most: int | None = None, purpose: str = "client"
     ) -> None:
         pool = aredis.ConnectionPool.from_url(url)
-        self._connection_class = pool.connection_class
+        self._connection_class = packing(pool.connection_class)
         # The timeouts of redis-py cost a task a call; one around each round trip does.
         self._options = pool.connection_kwargs | _options(None, purpose)
         self._timeout_s = timeout_s

@@ -1,0 +1,31 @@
+"""Writes commands with hiredis: redis-py's asyncio connections do it in Python, a microsecond an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+
+
+class _Packing(AbstractConnection):
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [_packed(args)]
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        return [b"".join(_packed(tuple(command)) for command in commands)]
+
+
+def packing(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The same kind of connection, writing faster."""
+    return type(connection_class.__name__, (_Packing, connection_class), {})
+
+
+def _packed(args: tuple[Any, ...]) -> bytes:
+    name = args[0]
+    # redis-py names some commands in two words, which the server wants as two arguments.
+    if isinstance(name, str) and " " in name:
+        args = (*name.split(), *args[1:])
+    packed: bytes = hiredis.pack_command(args)
+    return packed
