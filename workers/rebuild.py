@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from app.service.ports import RecordReader
 
 _LEASE_S: Final = 10.0
-_PAGE: Final = 1_000
+_PAGE: Final = 500
+_PAGES_UNDER_WAY: Final = 2
 
 _log = logger(__name__)
 
@@ -47,10 +49,7 @@ class Rebuild:
         started = time.monotonic()
         marker = secrets.token_hex(8)
         await self._upkeep.begin_rebuild(marker, await self._record.greatest_position())
-        restored = 0
-        async for page in self._record.states(page_size=_PAGE):
-            restored += await self._upkeep.restore(page)
-            await self._lease()
+        restored = await self._restore_all()
         opened = await self._upkeep.open_epoch(marker)
         took_s = time.monotonic() - started
         if opened:
@@ -60,6 +59,22 @@ class Rebuild:
         else:
             _log.warning("Redis lost its data during the rebuild; beginning again")
         return opened
+
+    async def _restore_all(self) -> int:
+        """One page is read and prepared while Redis still works on those before: neither waits for the other."""
+        restored = 0
+        under_way: set[asyncio.Task[int]] = set()
+        try:
+            async for page in self._record.states(page_size=_PAGE):
+                if len(under_way) == _PAGES_UNDER_WAY:
+                    done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    restored += sum(task.result() for task in done)
+                under_way.add(asyncio.create_task(self._upkeep.restore(page)))
+                await self._lease()
+            return restored + sum(await asyncio.gather(*under_way))
+        finally:
+            for task in under_way:
+                task.cancel()
 
     async def _lease(self) -> bool:
         return await self._upkeep.lease(self.name, self._holder, ttl_s=_LEASE_S)
