@@ -34,6 +34,8 @@ metrics = st.one_of(
         gpu_vram_available_gb=vrams,
         cpu_cores_available=cores,
         memory_available_gb=st.sampled_from([None, 1.0, 32.0]),
+        gpu_vram_total_gb=st.sampled_from([None, 24.0, 80.0]),
+        cpu_cores_physical=st.sampled_from([None, 16, 128]),
         gpu_type=st.sampled_from([None, *GpuType]),
     ),
 )
