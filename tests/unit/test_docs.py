@@ -17,6 +17,7 @@ from app.api import schemas
 from app.api.operations import Operation
 from app.api.problems import STATUS_OF
 from app.api.routes import OPERATIONS
+from app.cli import app as cli
 from app.index.keys import Keys
 from app.record.tables import metadata
 from app.settings import Settings
@@ -109,9 +110,15 @@ def test_every_code_of_a_field_is_documented() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.operation_id)
 def test_every_call_is_documented_with_its_parameters(operation: Operation) -> None:
     section = page("http.md").partition(f"### `{operation.method} {operation.path}`\n")[2].partition("\n### ")[0]
-    assert section
+    assert "```\ncurl " in section
     assert not {parameter.name for parameter in operation.parameters if f"`{parameter.name}`" not in section}
     assert not {header for header in operation.headers if f"`{header}`" not in page("http.md")}
+
+
+def test_every_command_is_documented() -> None:
+    named = ((command.name, command.callback) for command in cli.registered_commands)
+    commands = {name or callback.__name__ for name, callback in named if callback}
+    assert set(re.findall(r"^### `headroom ([a-z]+)`$", page("cli.md"), re.MULTILINE)) == commands
 
 
 @pytest.mark.parametrize(
