@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -11,6 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 _encode = msgspec.json.Encoder().encode
+
+_WORTH_COMPRESSING: Final = 2_000
+_FASTEST: Final = 1
 
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -27,3 +31,14 @@ def next_link(request: Request, sent: Mapping[str, str], **following: str) -> st
     """A `Link` header to the next page: the same path and parameters, and where to go on."""
     query = urlencode({**sent, **following})
     return f'<{request.scope["path"]}?{query}>; rel="next"'
+
+
+def compressed(request: Request, response: Response) -> Response:
+    """Where the client takes gzip and it is worth the time."""
+    response.headers["Vary"] = "Accept-Encoding"
+    body = bytes(response.body)
+    if len(body) >= _WORTH_COMPRESSING and "gzip" in request.headers.get("accept-encoding", ""):
+        response.body = gzip.compress(body, _FASTEST)
+        response.headers["Content-Encoding"] = "gzip"
+        response.headers["Content-Length"] = str(len(response.body))
+    return response

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answers import NO_STORE, answer
+from app.api.answers import NO_STORE, answer, compressed
 from app.api.query import Parameter, read_query, whole
 from app.api.wiring import wiring_of
 from app.models.capacity import AgentStatus, GpuType, Source
@@ -27,8 +26,6 @@ FLEET_PARAMETERS: Final = (
         schema={"type": "string", "pattern": FLEET_CURSOR_PATTERN},
     ),
 )
-_WORTH_COMPRESSING: Final = 2_000
-_FASTEST: Final = 1
 
 
 class FleetAgentDocument(msgspec.Struct, frozen=True, array_like=True):
@@ -81,16 +78,4 @@ async def get_fleet(request: Request) -> Response:
     headers = dict(NO_STORE)
     if page.source == "record":
         headers["X-Capacity-Source"] = page.source
-    response = answer(FleetDocument.of(page), headers=headers)
-    return compressed(request, response)
-
-
-def compressed(request: Request, response: Response) -> Response:
-    """Where the client takes gzip and it is worth the time."""
-    response.headers["Vary"] = "Accept-Encoding"
-    body = bytes(response.body)
-    if len(body) >= _WORTH_COMPRESSING and "gzip" in request.headers.get("accept-encoding", ""):
-        response.body = gzip.compress(body, _FASTEST)
-        response.headers["Content-Encoding"] = "gzip"
-        response.headers["Content-Length"] = str(len(response.body))
-    return response
+    return compressed(request, answer(FleetDocument.of(page), headers=headers))

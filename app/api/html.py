@@ -8,11 +8,17 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.answers import compressed
 from app.api.problems import RouteNotFoundError
 from app.web.assets import Asset, load_assets
 from app.web.rendering import Line, Page, content_security_policy, render
 
 _FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+
+async def icon(request: Request) -> Response:
+    """Where browsers look by themselves, beside documents that name none."""
+    return file(request, load_assets().by_path["icon.svg"], {"Cache-Control": "public, max-age=86400"})
 
 
 async def static(request: Request) -> Response:
@@ -46,7 +52,7 @@ def page(
 ) -> Response:
     """A rendered page with its policy. `frame_ancestors`: who may show it in a frame."""
     text = render(which, data=data, lines=_absolute(request, lines), theme=theme, **values)
-    return Response(
+    response = Response(
         text,
         media_type="text/html",
         headers={
@@ -56,6 +62,7 @@ def page(
             "Referrer-Policy": "same-origin",
         },
     )
+    return compressed(request, response)
 
 
 def lines(address: str, json: str, redis_line: str) -> tuple[Line, ...]:

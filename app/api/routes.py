@@ -337,6 +337,7 @@ PAGES: Final = (
     ("/widgets/{view}.json", widgets.json),
     ("/widgets/{view}", widgets.widget),
     ("/docs", pages.docs),
+    ("/favicon.ico", html.icon),
     ("/static/{digest}/{path:path}", html.static),
 )
 """For people, not for programs: not in the OpenAPI document."""

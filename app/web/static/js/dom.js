@@ -31,19 +31,21 @@ export function bar(is, of) {
     s("rect", { class: "of", width: 100, height: 6 }), s("rect", { class: "is", width: share.toFixed(2), height: 6 }));
 }
 
-// Runs `work` at most once per frame, however often it is asked for; `every_ms` makes it rarer.
+// Runs `work` at most once per frame and `every_ms`, and less often where it takes long: most of the time must be
+// left for whoever uses the page.
 export function perFrame(work, every_ms = 0) {
   let asked = false;
-  let last = -Infinity;
+  let next = -Infinity;
   const run = () => {
     asked = false;
-    last = performance.now();
+    const begun = performance.now();
     work();
+    next = begun + (every_ms ? Math.max(every_ms, 6 * (performance.now() - begun)) : 0);
   };
   return () => {
     if (asked) return;
     asked = true;
-    const wait_ms = last + every_ms - performance.now();
+    const wait_ms = next - performance.now();
     if (wait_ms > 0) setTimeout(() => requestAnimationFrame(run), wait_ms);
     else requestAnimationFrame(run);
   };

@@ -3,6 +3,14 @@
 import { call } from "./page.js";
 
 const MOST_LOOKUPS = 20;
+const MOST_TRIES = 5;
+const LOOK_UP_AFTER_MS = 1500;
+
+// The id just below: a list that begins after it begins with the agent, and is empty, not an error, without it.
+function before(id) {
+  const below = (BigInt(`0x${id.replaceAll("-", "")}`) - 1n).toString(16).padStart(32, "0");
+  return below.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}
 
 export const stateOf = (agent) => (agent.status === "offline" ? "offline" : agent.cordoned ? "cordoned" : agent.status === "busy" ? "busy" : agent.placeable ? "online" : "offline");
 
@@ -21,8 +29,10 @@ export class Fleet {
     this.agents = new Map();
     this.order = [];
     this.unsorted = false;
-    this.unknown = new Set();
+    this.unknown = new Map();
+    this.described = () => {};
     this.source = "index";
+    this.changes = 0; // grows with every change
   }
 
   // Reads all pages, then takes their place at once; a big fleet is shown from its first page on.
@@ -49,6 +59,7 @@ export class Fleet {
     this.agents = agents;
     this.order = [...agents.values()];
     this.unsorted = true;
+    this.changes += 1;
   }
 
   #add(agents, row) {
@@ -60,6 +71,7 @@ export class Fleet {
 
   apply(change) {
     const id = change.agent_id;
+    this.changes += 1;
     if (change.kind === "forgotten") {
       this.agents.delete(id);
       this.order = this.order.filter((agent) => agent.id !== id);
@@ -90,28 +102,32 @@ export class Fleet {
     return agent;
   }
 
-  // The feed says what changed; name and totals of a newcomer come from the record a moment later.
+  // The feed says what changed; name and totals of a newcomer come from the record, which is a moment behind.
   #lookUp(id) {
-    if (this.unknown.size === 0) setTimeout(() => this.#lookUpAll(), 1500);
-    this.unknown.add(id);
+    if (this.unknown.size === 0) setTimeout(() => this.#lookUpAll(), LOOK_UP_AFTER_MS);
+    this.unknown.set(id, MOST_TRIES);
   }
 
   async #lookUpAll() {
-    const ids = [...this.unknown].slice(0, MOST_LOOKUPS);
-    for (const id of ids) {
+    for (const [id, tries] of [...this.unknown].slice(0, MOST_LOOKUPS)) {
       const agent = this.agents.get(id);
-      const found = await call(`/api/v1/agents/${id}`).catch(() => null); // it keeps its id for a name
-      const metrics = found?.resource_metrics;
-      if (agent && found) {
-        agent.host = found.hostname;
-        agent.gpu = metrics?.gpu_type ?? "none";
-        agent.vramTotal = metrics?.gpu_vram_total_gb ?? agent.vramTotal;
-        agent.coresTotal = metrics?.cpu_cores_physical ?? agent.coresTotal;
-        if (!agent.placeable) [agent.vram, agent.cores] = [metrics?.gpu_vram_available_gb ?? 0, metrics?.cpu_cores_available ?? 0];
-      }
-      this.unknown.delete(id);
+      const [found] = agent ? await call(`/api/v1/agents?limit=1&after=${before(id)}`).catch(() => []) : []; // it keeps its id for a name
+      if (found?.agent_id === id) this.#describe(agent, found);
+      if (!agent || found?.agent_id === id || tries === 1) this.unknown.delete(id);
+      else this.unknown.set(id, tries - 1);
     }
-    if (this.unknown.size) setTimeout(() => this.#lookUpAll(), 1500);
+    this.changes += 1;
+    this.described();
+    if (this.unknown.size) setTimeout(() => this.#lookUpAll(), LOOK_UP_AFTER_MS);
+  }
+
+  #describe(agent, found) {
+    const metrics = found.resource_metrics;
+    agent.host = found.hostname;
+    agent.gpu = metrics?.gpu_type ?? "none";
+    agent.vramTotal = metrics?.gpu_vram_total_gb ?? agent.vramTotal;
+    agent.coresTotal = metrics?.cpu_cores_physical ?? agent.coresTotal;
+    if (!agent.placeable) [agent.vram, agent.cores] = [metrics?.gpu_vram_available_gb ?? 0, metrics?.cpu_cores_available ?? 0];
   }
 
   sorted() {

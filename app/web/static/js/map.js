@@ -10,6 +10,9 @@ const SIZES = [2, 2.75, 3.5, 4.5, 5.5];
 const SIZE_STEPS = [10, 20, 40, 100];
 const STATES = ["offline", "busy", "cordoned", "online"];
 
+const DIM = 0.16;
+const EDGE = 3;
+
 const scale = (value) => Math.log2(1 + value);
 const sizeOf = (agent) => SIZE_STEPS.filter((step) => agent.vramTotal >= step).length;
 
@@ -22,7 +25,10 @@ export class FleetMap {
     this.context = this.canvas.getContext("2d");
     this.agents = [];
     this.need = { vram: 0, cores: 1 };
-    this.fits = () => true;
+    this.candidate = () => true;
+    this.chosen = null;
+    this.version = 0;
+    this.inked = 0;
     this.most = { vram: 24, cores: 16 };
     this.describe = describe;
     this.ink();
@@ -52,11 +58,12 @@ export class FleetMap {
     this.ink();
   }
 
-  // Marks are drawn once per state and size; a frame then only copies them.
+  // Marks are drawn once per state and size; the map then only copies them.
   ink() {
     const colour = colours();
     this.colour = { line: colour("line"), text: colour("muted"), fit: colour("fit"), accent: colour("accent") };
     const ratio = this.ratio ?? 1;
+    this.inked += 1;
     this.marks = {};
     for (const state of STATES) {
       this.marks[state] = SIZES.map((radius) => {
@@ -81,12 +88,20 @@ export class FleetMap {
     }
   }
 
-  set(agents, { vram, cores, fits, most }) {
+  // `candidate` says which agents could fit at all; of these, the ones right of and above the threshold do.
+  // `chosen` picks agents by anything else instead. `version` changes with the agents.
+  set(agents, { vram, cores, most, candidate, chosen = null, version }) {
     this.agents = agents;
     this.need = { vram, cores };
-    this.fits = fits;
+    this.candidate = candidate;
+    this.chosen = chosen;
     this.most = most;
+    this.version = version;
     this.draw();
+  }
+
+  fits(agent) {
+    return this.chosen ? this.chosen(agent) : this.candidate(agent) && agent.vram >= this.need.vram && agent.cores >= this.need.cores;
   }
 
   x(vram) {
@@ -106,25 +121,62 @@ export class FleetMap {
 
   draw() {
     const { context, ratio } = this;
+    if (!this.width || !this.height) return;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
     this.axes();
-    const dim = [];
-    context.globalAlpha = 0.16;
-    for (const agent of this.agents) {
-      if (this.fits(agent)) dim.push(agent);
-      else this.mark(agent);
+    const [others, candidates] = this.layers();
+    context.globalAlpha = DIM;
+    this.stamp(others);
+    if (this.chosen) {
+      context.globalAlpha = 1;
+      this.stamp(candidates);
+    } else {
+      // The threshold cuts the map in two: moving it moves a clip, and no mark is drawn anew.
+      const [x, y] = [this.x(this.need.vram) - EDGE, this.y(this.need.cores) + EDGE];
+      const inside = new Path2D();
+      inside.rect(x, -1, this.width - x + 1, y + 1);
+      const outside = new Path2D(inside);
+      outside.rect(-1, -1, this.width + 2, this.height + 2);
+      this.stamp(candidates, outside);
+      context.globalAlpha = 1;
+      this.stamp(candidates, inside);
     }
     context.globalAlpha = 1;
-    for (const agent of dim) this.mark(agent);
     this.threshold();
   }
 
-  mark(agent) {
+  stamp(layer, clip) {
+    const { context } = this;
+    context.save();
+    if (clip) context.clip(clip, "evenodd");
+    context.drawImage(layer, 0, 0, this.width, this.height);
+    context.restore();
+  }
+
+  // All marks on two pictures, those that could fit and the rest, drawn anew only when agents or sizes changed.
+  layers() {
+    const key = [this.version, this.width, this.height, this.ratio, this.most.vram, this.most.cores, this.inked].join(" ");
+    if (this.drawn?.key !== key) {
+      const chosen = this.chosen ?? this.candidate;
+      this.drawn = { key, pictures: [this.layer((agent) => !chosen(agent)), this.layer(chosen)] };
+    }
+    return this.drawn.pictures;
+  }
+
+  layer(wanted) {
+    const picture = document.createElement("canvas");
+    picture.width = this.canvas.width;
+    picture.height = this.canvas.height;
+    const context = picture.getContext("2d");
+    for (const agent of this.agents) if (wanted(agent)) this.mark(agent, context);
+    return picture;
+  }
+
+  mark(agent, context) {
     const mark = this.marks[agent.state][sizeOf(agent)];
-    const side = mark.width / this.ratio;
     const [x, y] = this.place(agent);
-    this.context.drawImage(mark, x - side / 2, y - side / 2, side, side);
+    context.drawImage(mark, Math.round(x * this.ratio - mark.width / 2), Math.round(y * this.ratio - mark.width / 2));
   }
 
   axes() {

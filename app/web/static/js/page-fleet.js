@@ -137,7 +137,8 @@ function draw() {
   }
   if (!sliders.vram.matches(":active")) sliders.vram.fit(most.vram);
   if (!sliders.cores.matches(":active")) sliders.cores.fit(most.cores);
-  map.set(ofType, { ...ask, fits: (agent) => (ask.show === "" && !ask.q ? fits(agent) : wanted(agent)), most });
+  const chosen = ask.show || ask.q ? wanted : null;
+  map.set(ofType, { ...ask, most, chosen, candidate: (agent) => agent.placeable && within(agent), version: [fleet.changes, ask.type, ask.pool, ask.gpu, ask.show, ask.q].join("\u0000") });
   setText(byId("fit-count"), `${plural(agents, "agent")} ${agents === 1 ? "fits" : "fit"}`);
   setText(byId("fit-tasks"), agents && (ask.vram > 0 || ask.cores > 1) ? `room for ${plural(tasks, "such task")}` : "");
   list(rows, matching);
@@ -234,8 +235,8 @@ const tellAll = perFrame(() => {
   burst = [];
 }, 250);
 
-const redraw = perFrame(draw, 50);
-const recount = perFrame(totals, 250);
+const redraw = perFrame(draw, 100);
+const recount = perFrame(totals, 400);
 const dragged = perFrame(draw);
 
 function asked() {
@@ -249,6 +250,10 @@ async function loadTrends() {
 }
 
 address();
+fleet.described = () => {
+  redraw();
+  recount();
+};
 new Feed({
   load: async () => {
     const version = await fleet.load(() => {

@@ -20,7 +20,7 @@ const map = new FleetMap(byId("map"), {
 const draw = perFrame(() => {
   const agents = fleet.order.filter(within);
   const most = agents.reduce((sum, agent) => ({ vram: Math.max(sum.vram, agent.vram), cores: Math.max(sum.cores, agent.cores) }), { vram: 8, cores: 4 });
-  map.set(agents, { vram, cores, fits, most });
+  map.set(agents, { vram, cores, most, candidate: (agent) => agent.placeable, version: fleet.changes });
   setText(byId("label"), `${count(agents.filter(fits).length)} of ${plural(agents.length, "agent")} ${vram > 0 || cores > 1 ? "fit" : "placeable"}`);
 }, 100);
 
