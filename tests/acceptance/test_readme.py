@@ -21,16 +21,21 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Stand-ins for two programs that a machine under test need not have.
 CURL = """
 import sys, httpx
-method, headers, data, url, show = "", {}, None, "", False
+method, headers, data, url, show, stream = "", {}, None, "", False, False
 arguments = iter(sys.argv[1:])
 for argument in arguments:
     if argument == "-i": show = True
+    elif argument == "-N": stream = True
     elif argument == "-X": method = next(arguments)
     elif argument == "-d": data = next(arguments).encode()
     elif argument == "-H": headers.update([next(arguments).split(": ", 1)])
     elif argument.startswith("http"): url = argument
     else: sys.exit(f"curl: unknown argument {argument}")
 method = method or ("GET" if data is None else "POST")
+if stream:
+    with httpx.stream(method, url, headers=headers, trust_env=False) as answer:
+        print(next(answer.iter_text()))
+    sys.exit(0 if answer.is_success else 22)
 answer = httpx.request(method, url, headers=headers, content=data, trust_env=False)
 if show:
     print("HTTP/1.1", answer.status_code, answer.reason_phrase)
@@ -64,19 +69,19 @@ class Example(NamedTuple):
         return self.typed.splitlines()[0][:60]
 
 
-def examples() -> list[Example]:
+def examples(text: str) -> list[Example]:
     """All blocks that begin with a program of PROGRAMS, in the order of the page."""
-    blocks = list(re.finditer(r"^```(\w*)\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL))
+    blocks = list(re.finditer(r"^```(\w*)\n(.*?)^```\n", text, re.MULTILINE | re.DOTALL))
     found = []
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         if block[1] == "" and block[2].startswith(PROGRAMS):
-            directly = following is not None and not README[block.end() : following.start()].strip()
+            directly = following is not None and not text[block.end() : following.start()].strip()
             shown = following[2] if following is not None and directly else ""
             found.append(Example(block[2], "" if shown.startswith(PROGRAMS) else shown))
     return found
 
 
-EXAMPLES = examples()
+EXAMPLES = examples(README)
 
 
 class Page(NamedTuple):
@@ -178,3 +183,49 @@ def test_the_python_example_runs(page: Page) -> None:
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) >= 3
     assert len(done.stdout.splitlines()) == 4
+
+
+def test_the_calls_of_the_pages_work_and_answer_in_the_form_shown(page: Page) -> None:
+    """One after the other: later calls ask for what earlier ones made, under the ids of this run."""
+    made: dict[str, str] = {}
+    calls = 0
+    for name in ("http.md", "planners.md", "dashboard.md", "operations.md"):
+        for example in examples((ROOT / "docs" / name).read_text(encoding="utf-8")):
+            if not example.typed.startswith("curl"):
+                continue
+            typed = example.typed
+            for shown, real in made.items():
+                typed = typed.replace(shown, real)
+            done = page.run(typed, "bash", "-euo", "pipefail", "-c")
+            assert done.returncode == 0, f"{name}: {typed} -> {done.stdout}"
+            calls += 1
+            if example.shown.startswith(("{", "[")) and example.typed.count("curl ") == 1:
+                answered, shown_answer = json.loads(done.stdout), json.loads(example.shown)
+                assert has_form(answered, shown_answer), f"{name}: {typed} -> {done.stdout}"
+                made |= renamed(shown_answer, answered)
+    assert calls > 25
+
+
+def has_form(answered: Any, shown: Any) -> bool:
+    """Whether an answer has the fields and types of the one shown; null, and a list without items, go with all."""
+    if answered is None or shown is None:
+        return True
+    if isinstance(shown, dict):
+        return (
+            isinstance(answered, dict)
+            and answered.keys() == shown.keys()
+            and all(has_form(answered[key], shown[key]) for key in shown)
+        )
+    if isinstance(shown, list):
+        return isinstance(answered, list) and (not answered or not shown or has_form(answered[0], shown[0]))
+    return bool(shape(answered) == shape(shown))
+
+
+def renamed(shown: Any, answered: Any) -> dict[str, str]:
+    """The ids of plans and tasks that were shown, with those that they have in this run."""
+    if isinstance(shown, list):
+        return {k: v for pair in zip(shown, answered, strict=False) for k, v in renamed(*pair).items()}
+    if not isinstance(shown, dict):
+        return {}
+    ids = {shown[key]: answered[key] for key in ("plan_id", "task_id") if key in shown}
+    return ids | {k: v for key in shown for k, v in renamed(shown[key], answered[key]).items()}
