@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from app.models.heartbeat import Heartbeat
@@ -32,21 +33,22 @@ class Ingest:
 
     async def run_once(self) -> None:
         entries = await self._reader.read()
-        heartbeats: list[tuple[StreamId, Heartbeat]] = []
-        for entry in entries:
-            if isinstance(entry.body, Heartbeat):
-                heartbeats.append((entry.stream_id, entry.body))
-            elif entry.body is None and not entry.lost:
-                await self._reader.dead_letter(entry.stream_id, entry.fault)
+        heartbeats = [(entry.stream_id, entry.body) for entry in entries if isinstance(entry.body, Heartbeat)]
         outcomes = await self._upkeep.apply(heartbeats)
+        # After what may fail and be tried again: each further try would set the same entries aside once more.
+        for entry in entries:
+            if entry.body is None and not entry.lost:
+                await self._reader.dead_letter(entry.stream_id, entry.fault)
         await self._reader.ack([entry.stream_id for entry in entries])
         self._count(heartbeats, outcomes)
 
     @staticmethod
     def _count(heartbeats: list[tuple[StreamId, Heartbeat]], outcomes: list[Outcome]) -> None:
-        now_ms = time.time() * 1000
-        for (stream_id, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
-            HEARTBEATS.labels(outcome=outcome.value).inc()
-            VISIBILITY_SECONDS.observe(max(0.0, now_ms - stream_id.ms) / 1000)
+        for outcome, number in Counter(outcomes).items():
+            HEARTBEATS.labels(outcome=outcome.value).inc(number)
+        if heartbeats:
+            # The one that waited longest stands for its batch.
+            VISIBILITY_SECONDS.observe(max(0.0, time.time() * 1000 - heartbeats[0][0].ms) / 1000)
+        for (_, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
             if outcome is Outcome.CLONED:
                 _log.warning("Two machines report under one id", agent_id=heartbeat.agent_id)

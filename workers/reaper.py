@@ -84,6 +84,7 @@ class Housekeeping:
         # Redis trims a bounded number of entries a call: fewer than a large fleet adds between two rounds.
         while await self._stream.trim():
             pass
+        await self._upkeep.forget_marks()
         dropped = kept = 0
         more = True
         while more:

@@ -30,10 +30,11 @@ class Recorder:
         entries = await self._reader.read()
         if not entries:
             return
+        batch = await self._record.write(entries)
+        # After what may fail and be tried again: each further try would set the same entries aside once more.
         for entry in entries:
             if entry.body is None and not entry.lost:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
-        batch = await self._record.write(entries)
         for stream_id, reason in batch.rejected:
             await self._reader.dead_letter(stream_id, reason)
         await self._reader.ack([entry.stream_id for entry in entries])

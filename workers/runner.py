@@ -34,6 +34,10 @@ class Loop(Protocol):
     async def run_once(self) -> None: ...
 
 
+class LoopEndedError(Exception):
+    """A loop stopped running though nobody asked for it."""
+
+
 class Runner:
     """Runs loops side by side until it is told to stop.
 
@@ -62,7 +66,13 @@ class Runner:
                 running.add_signal_handler(number, self.stop)
         tasks = [asyncio.create_task(self._repeat(loop), name=loop.name) for loop in self._loops]
         ready()
-        await self._stopping.wait()
+        stopped = asyncio.create_task(self._stopping.wait())
+        # A loop ends by itself only through something that no loop should meet: then all end, and say so.
+        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ended = [task.get_name() for task in tasks if task.done()]
+        if not self._stopping.is_set():
+            self.stop()
+        await stopped
         _, late = await asyncio.wait(tasks, timeout=self._drain_s)
         for task in late:
             _log.warning("Ending a round that did not finish in time", loop=task.get_name())
@@ -70,6 +80,8 @@ class Runner:
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
+        if ended:
+            raise LoopEndedError(f"The loop {', '.join(ended)} has ended by itself")
 
     async def _repeat(self, loop: Loop) -> None:
         backoff_s = _FIRST_BACKOFF_S

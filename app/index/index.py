@@ -59,6 +59,7 @@ class RedisIndex:
         return await self.run(lambda: self.lookups.get(agent_id))
 
     async def forget(self, agent_id: AgentId) -> StreamId | None:
+        await self._require_index()
         now_ms = self._clock.now_ms()
         call = Call(load("forget"), self._keys.prefix, ("" if now_ms is None else now_ms, agent_id, _TOMBSTONE_MS))
         with unavailable():
@@ -79,11 +80,18 @@ class RedisIndex:
         return await self._cordon(agent_id, b"", "")
 
     async def _cordon(self, agent_id: AgentId, document: bytes, expires: int | str) -> StreamId | None:
+        await self._require_index()
         now_ms = self._clock.now_ms()
         arguments = ("" if now_ms is None else now_ms, agent_id, document, expires, "")
         with unavailable():
             reply = await run(self._client, Call(load("cordon"), self._keys.prefix, arguments))
         return None if reply is None else StreamId.parse(reply)
+
+    async def _require_index(self) -> None:
+        """An agent that an empty or half rebuilt index does not know may well exist."""
+        with unavailable():
+            if await self._epochs.current() is None:
+                raise IndexRebuildingError
 
     async def run(self, lookup: Callable[[], Steps[T]]) -> T:
         """Runs a lookup's steps, trusting the epoch in force."""

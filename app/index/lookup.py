@@ -36,6 +36,9 @@ SLICE: Final = 128
 SWEEP_SLICE: Final = 12
 """Agents per script call that takes agents out or drops them."""
 
+_MOST_SLICES: Final = 200
+"""Slices of one page: some 25,000 agents, a fifth of a second."""
+
 _SWEEPS: Final = 50
 
 _SILENT_BOUND: Final = 32
@@ -174,12 +177,20 @@ class Lookups:
         self._skip = skip
 
     def find(self, query: CapacityQuery, *, with_total: bool) -> Steps[CapacityPage]:
-        """Everything that fits, up to the limit, slice by slice; never short because of silent agents."""
+        """Everything that fits, up to the limit, slice by slice; never short because of silent agents.
+
+        A filter that the sets do not know may refuse a whole fleet: after `_MOST_SLICES` the page ends where the
+        search stands, with a cursor to go on from.
+        """
         agents: list[AvailableCapacity] = []
         listed: set[AgentId] = set()
         total: int | None = None
-        after, more, silent = query.after, True, 0
+        after, more, silent, slices = query.after, True, 0, 0
         while more and len(agents) < query.limit:
+            if slices == _MOST_SLICES:
+                return CapacityPage(agents=agents, more=True, total=total, stopped_at=after)
+            # Silent agents are swept out of the way: they do not count.
+            slices += silent == 0
             found = yield from self._slice(
                 query, query.limit - len(agents), after, with_total=with_total and total is None, wide=silent > 0
             )

@@ -16,11 +16,12 @@ from app.index.placement import RESOURCE_FIELDS, decode_cordon
 from app.models.capacity import AgentStatus
 from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat, ResourceMetrics
-from app.models.identity import AgentId, StreamId
+from app.models.identity import AgentId, StreamId, is_agent_id
 from app.models.log import Gap, LogEntry
 from app.models.transition import Reason, Transition, TransitionKind
 
-_PAGE: Final = 200
+_SCANNED: Final = 1_000
+"""Keys that one step looks through; an agent has one key, the sets of a large fleet some hundreds."""
 
 
 class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,19 +50,23 @@ class IndexStates:
         self._keys = keys
 
     async def agents(self) -> AsyncIterator[list[IndexedAgent]]:
-        """May show an agent twice that changes its state meanwhile."""
-        for key in (self._keys.seen, self._keys.silent, self._keys.offline):
-            cursor = 0
-            while True:
-                with unavailable():
-                    found: Any = await self._client.zscan(key, cursor, count=_PAGE)
-                    cursor, members = found
-                    agent_ids = [AgentId(member.decode()) for member, _ in members]
-                    page = await self._page(agent_ids)
-                if page:
-                    yield page
-                if not cursor:
-                    break
+        """Every agent that has a hash throughout; may show one twice.
+
+        By hashes and not by the sets of the seen, silent and offline: an agent that moves from one to another
+        meanwhile could be missed in both.
+        """
+        cursor, start = 0, self._keys.agent("")
+        while True:
+            with unavailable():
+                found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCANNED)
+                cursor, keys = found
+                names = (key.decode().removeprefix(start) for key in keys)
+                # Agents of a type called "agent" have sets by names that begin alike.
+                page = await self._page([AgentId(name) for name in names if is_agent_id(name)])
+            if page:
+                yield page
+            if not cursor:
+                return
 
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
         """The same as the log entries that would have made them."""

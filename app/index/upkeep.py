@@ -29,6 +29,8 @@ _log = logger(__name__)
 
 T = TypeVar("T")
 
+_MARKS_KEPT_MS: Final = 86_400_000
+
 APPLY_SLICE: Final = 16
 """Heartbeats per script call: about 2 ms of Redis's time when every value of every agent changed."""
 
@@ -122,6 +124,13 @@ class Upkeep:
         with unavailable():
             return await self._epochs.current()
 
+    async def forget_marks(self) -> None:
+        """Drops who was flapping or cloned a day ago."""
+        before = await self.now_ms() - _MARKS_KEPT_MS
+        with unavailable():
+            for key in (self._keys.flapping, self._keys.cloned):
+                await self._client.zremrangebyscore(key, "-inf", before)
+
     async def expire_cordons(self) -> int:
         """Lifts one slice of the cordons whose time is up; SWEEP_SLICE: maybe more."""
         with unavailable():
@@ -214,10 +223,12 @@ class Upkeep:
 
     async def _wipe(self) -> None:
         kept = {self._keys.heartbeats.encode(), self._keys.dead_letters.encode()}
+        leases = self._keys.lease("").encode()
         cursor = 0
         while True:
             cursor, found = await self._client.scan(cursor, match=f"{self._keys.prefix}:*", count=500)
-            if doomed := [key for key in found if key not in kept]:
+            keys: list[Any] = found
+            if doomed := [key for key in keys if key not in kept and not key.startswith(leases)]:
                 await self._client.unlink(*doomed)
             if cursor == 0:
                 return

@@ -24,6 +24,8 @@ MAX_MIN_CORES: Final = 2**31 - 1
 MAX_AGE_S: Final = 1e9
 """Largest `max_age_s` of a search, so that it stays exact in ms."""
 MAX_POOL_NAME: Final = 128
+MAX_WAIT_S: Final = 300.0
+"""Longest that a search may wait for something to fit."""
 
 
 class AgentStatus(StrEnum):
@@ -130,19 +132,23 @@ class CapacityPage(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         more: whether rows below the last one may exist; `cursor` then continues.
+        stopped_at: where a search stopped that looked at very many agents which its filters refused.
         as_of: how old the answer may be: the newest heartbeat of the record; None from the index (now).
     """
 
     agents: list[AvailableCapacity]
     more: bool = False
     total: int | None = None
+    stopped_at: Cursor | None = None
     source: Source = "index"
     as_of: datetime | None = None
 
     @property
     def cursor(self) -> Cursor | None:
-        if not self.more or not self.agents:
+        if not self.more:
             return None
+        if self.stopped_at is not None or not self.agents:
+            return self.stopped_at
         last = self.agents[-1]
         return Cursor(last.gpu_vram_available_gb, last.agent_id)
 

@@ -5,14 +5,22 @@ Validation happens once, at the edge (`app.api.schemas`); what is decoded here w
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from app.errors import UndecodableEntryError
-from app.models.capacity import AgentStatus, GpuType
-from app.models.identity import DEFAULT_AGENT_TYPE, DEFAULT_POOL_NAME, AgentId
+from app.models.capacity import MAX_CORES, AgentStatus, GpuType
+from app.models.identity import (
+    DEFAULT_AGENT_TYPE,
+    DEFAULT_POOL_NAME,
+    MAX_POOL_NAME,
+    AgentId,
+    is_agent_id,
+    is_agent_type,
+)
 
 WIRE_VERSION: Final = 1
 
@@ -107,6 +115,25 @@ def decode(payload: bytes) -> Heartbeat:
         version = _version_decoder.decode(payload).v
         if version != WIRE_VERSION:
             raise UndecodableEntryError(f"The log entry has wire version {version}, not {WIRE_VERSION}")
-        return _decoder.decode(payload).heartbeat
+        heartbeat = _decoder.decode(payload).heartbeat
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UndecodableEntryError from error
+    _refuse_impossible(heartbeat)
+    return heartbeat
+
+
+def _refuse_impossible(heartbeat: Heartbeat) -> None:
+    """Scripts place by these values: one that no edge would take must not reach them from elsewhere."""
+    metrics = heartbeat.resource_metrics
+    numbers = () if metrics is None else msgspec.structs.astuple(metrics)[:-1]
+    cores = () if metrics is None else (metrics.cpu_cores_available, metrics.cpu_cores_physical)
+    if (
+        not is_agent_id(heartbeat.agent_id)
+        or not is_agent_type(heartbeat.agent_type)
+        or not 1 <= len(heartbeat.pool_name) <= MAX_POOL_NAME
+        or (heartbeat.seq is None) != (heartbeat.boot_id is None)
+        or (heartbeat.seq is not None and heartbeat.seq < 0)
+        or not all(number is None or 0 <= number < math.inf for number in numbers)
+        or not all(number is None or number <= MAX_CORES for number in cores)
+    ):
+        raise UndecodableEntryError("The log entry has a value that no agent can have")

@@ -14,9 +14,11 @@ AgentId = NewType("AgentId", str)
 AGENT_TYPE_PATTERN = r"[a-z][a-z0-9-]{0,31}"
 DEFAULT_AGENT_TYPE = "desktop"
 DEFAULT_POOL_NAME = "default"
+MAX_POOL_NAME = 128
 
 # uuid.UUID() also takes braces, "urn:uuid:" and non-ASCII digits; an id must have one spelling only.
 _AGENT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_AGENT_TYPE = re.compile(AGENT_TYPE_PATTERN)
 _STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -32,6 +34,15 @@ def parse_agent_id(value: str | UUID) -> AgentId:
         if _AGENT_ID.fullmatch(text):
             return AgentId(text)
     raise InvalidAgentIdError
+
+
+def is_agent_id(text: str) -> bool:
+    """Whether it is the canonical form already."""
+    return _AGENT_ID.fullmatch(text) is not None
+
+
+def is_agent_type(text: str) -> bool:
+    return _AGENT_TYPE.fullmatch(text) is not None
 
 
 class StreamId(NamedTuple):

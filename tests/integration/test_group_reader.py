@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from app.errors import IndexUnavailableError
+from app.errors import IndexRebuildingError, IndexUnavailableError
 from app.index.opening import Index
-from app.models.heartbeat import Heartbeat
+from app.models.capacity import CapacityQuery, GpuType
+from app.models.heartbeat import Heartbeat, ResourceMetrics
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.servers import wait_until_async
 from workers.ingest import Ingest
+
+OF_AMD = ResourceMetrics(gpu_vram_available_gb=1.0, cpu_cores_available=4, gpu_type=GpuType.AMD)
 
 
 @pytest.fixture
@@ -93,8 +97,6 @@ async def test_a_poison_entry_is_set_aside_and_the_rest_goes_on(index: Index) ->
 
 
 async def test_an_entry_from_a_newer_wire_version_is_set_aside(index: Index) -> None:
-    import msgspec
-
     client: Any = index.capacity._client
     payload = msgspec.msgpack.encode({"v": 2, "heartbeat": {"future": True}})
     await client.xadd(index.keys.heartbeats, {"heartbeat": payload})
@@ -131,3 +133,49 @@ async def test_a_failed_apply_leaves_its_entries_pending(index: Index, monkeypat
     assert await index.capacity.get(agent_id(1)) is None
     await ingest.run_once()
     assert await index.capacity.get(agent_id(1)) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool_name": ""},
+        {"agent_type": "a:b"},
+        {"agent_id": "no-uuid"},
+        {"seq": 3},
+        {"resource_metrics": {"gpu_vram_available_gb": float("nan")}},
+        {"resource_metrics": {"gpu_vram_available_gb": -1.0}},
+        {"resource_metrics": {"cpu_cores_available": 65_537}},
+    ],
+)
+async def test_an_entry_with_impossible_values_is_set_aside_before_anything_is_written(
+    index: Index, changes: dict[str, Any]
+) -> None:
+    client: Any = index.capacity._client
+    beat = msgspec.to_builtins(heartbeat(1)) | changes
+    await client.xadd(index.keys.heartbeats, {"heartbeat": msgspec.msgpack.encode({"v": 1, "heartbeat": beat})})
+    await apply_everything(index)
+    assert await client.xlen(index.keys.dead_letters) == 1
+    assert not await client.exists(index.keys.agent(agent_id(1)))
+
+
+async def test_an_index_that_is_not_trusted_forgets_nobody(index: Index) -> None:
+    await index.capacity._client.flushall()
+    with pytest.raises(IndexRebuildingError):
+        await index.capacity.forget(agent_id(1))
+    with pytest.raises(IndexRebuildingError):
+        await index.cordons.uncordon(agent_id(1))
+
+
+async def test_a_filter_that_refuses_everybody_ends_its_page_in_bounded_time(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.index.lookup._MOST_SLICES", 2)
+    await index.log.append([heartbeat(n, vram=8.0) for n in range(600)])
+    await index.log.append([heartbeat(700, vram=1.0, resource_metrics=OF_AMD)])
+    await apply_everything(index)
+    query = CapacityQuery(gpu_type=GpuType.AMD, limit=10)
+    pages = [await index.capacity.find(query)]
+    while pages[-1].cursor is not None:
+        pages.append(await index.capacity.find(msgspec.structs.replace(query, after=pages[-1].cursor)))
+    assert len(pages) == 3
+    assert [row.agent_id for page in pages for row in page.agents] == [agent_id(700)]
