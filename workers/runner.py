@@ -69,9 +69,8 @@ class Runner:
         stopped = asyncio.create_task(self._stopping.wait())
         # A loop ends by itself only through something that no loop should meet: then all end, and say so.
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        ended = [task.get_name() for task in tasks if task.done()]
-        if not self._stopping.is_set():
-            self.stop()
+        ended = [] if self._stopping.is_set() else [task.get_name() for task in tasks if task.done()]
+        self.stop()
         await stopped
         _, late = await asyncio.wait(tasks, timeout=self._drain_s)
         for task in late:
