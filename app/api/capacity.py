@@ -17,9 +17,17 @@ from app.api.documents import AvailableCapacityDocument, iso
 from app.api.fields import MAX_POOL_NAME
 from app.api.query import Parameter, choice, number, read_query, text, whole
 from app.api.wiring import wiring_of
-from app.models.capacity import DEFAULT_LIMIT, MAX_AGE_S, MAX_LIMIT, MAX_MIN_CORES, CapacityQuery, GpuType, Source
+from app.models.capacity import (
+    DEFAULT_LIMIT,
+    MAX_AGE_S,
+    MAX_LIMIT,
+    MAX_MIN_CORES,
+    MAX_WAIT_S,
+    CapacityQuery,
+    GpuType,
+    Source,
+)
 from app.models.identity import AGENT_TYPE_PATTERN, DEFAULT_AGENT_TYPE
-from app.service.waiting import MAX_WAIT_S
 
 T = TypeVar("T")
 

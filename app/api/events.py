@@ -17,9 +17,9 @@ from app.api.query import Parameter, read_query, text
 from app.api.sse import encode_change
 from app.api.wiring import Wiring, wiring_of
 from app.errors import UnavailableError
-from app.models.change import Change, ChangeKind
+from app.models.change import Change, ChangeKind, EventFilter
 from app.models.identity import AGENT_TYPE_PATTERN, StreamId
-from app.service.audience import Audience, EventFilter, Listener
+from app.service.audience import Audience, Listener
 from app.service.feed import FeedHub
 
 KEEP_ALIVE_S: Final = 15.0

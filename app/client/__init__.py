@@ -47,6 +47,8 @@ from app.models.capacity import (
     Cursor,
     GpuType,
 )
+from app.models.change import Change, ChangeKind
+from app.models.insight import Explanation, Fit, Hidden, Miss, PoolTotals
 
 __all__ = [
     "AgentCapacity",
@@ -58,13 +60,20 @@ __all__ = [
     "CapacityPage",
     "CapacityQuery",
     "CapacityUnknownError",
+    "Change",
+    "ChangeKind",
     "Cursor",
+    "Explanation",
+    "Fit",
     "GpuType",
     "HeadroomError",
+    "Hidden",
     "IndexRebuildingError",
     "IndexUnavailableError",
     "InvalidAgentIdError",
     "InvalidQueryError",
+    "Miss",
+    "PoolTotals",
     "RecordUnavailableError",
     "UnavailableError",
     "UnexpectedAnswerError",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
-from app.client.query import check_search, query_of
+from app.client.query import check_search, check_wait, events_of, query_of
 from app.client.route import Route
-from app.client.transport import AsyncTransport, open_async_transport
+from app.client.transport import AsyncTransport, async_summary_page, open_async_transport
 from app.errors import AgentNotFoundError, UnavailableError
 from app.models.capacity import AgentCapacity, AvailableCapacity, CapacityPage, CapacityQuery, GpuType
-from app.models.identity import DEFAULT_AGENT_TYPE, parse_agent_id
+from app.models.change import Change, ChangeKind
+from app.models.identity import DEFAULT_AGENT_TYPE, StreamId, parse_agent_id
+from app.models.insight import Explanation, Fit, PoolTotals
 
 T = TypeVar("T")
 
@@ -62,6 +66,7 @@ class AsyncCapacityClient:
         min_memory_gb: float = 0.0,
         max_age_s: float | None = None,
         limit: int | None = None,
+        wait_s: float = 0.0,
     ) -> list[AvailableCapacity]:
         """As `CapacityClient.find`."""
         query = query_of(
@@ -74,7 +79,12 @@ class AsyncCapacityClient:
             max_age_s=max_age_s,
             limit=limit,
         )
-        return (await self._ask(lambda way: way.find(query))).agents
+        if not wait_s:
+            return (await self._ask(lambda way: way.find(query))).agents
+        check_wait(wait_s)
+        deadline = time.monotonic() + wait_s
+        page = await self._ask(lambda way: way.wait(query, wait_s=max(0.0, deadline - time.monotonic())))
+        return page.agents
 
     async def search(self, query: CapacityQuery) -> CapacityPage:
         """As `CapacityClient.search`."""
@@ -105,6 +115,87 @@ class AsyncCapacityClient:
         )
         return await self._ask(lambda way: way.count(query))
 
+    async def explain(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+        gpu_type: GpuType | str | None = None,
+        min_memory_gb: float = 0.0,
+        max_age_s: float | None = None,
+    ) -> Explanation:
+        """As `CapacityClient.explain`."""
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=gpu_type,
+            min_memory_gb=min_memory_gb,
+            max_age_s=max_age_s,
+            limit=None,
+        )
+        return await self._ask(lambda way: way.explain(query))
+
+    async def fit(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+    ) -> Fit:
+        """As `CapacityClient.fit`."""
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=None,
+            min_memory_gb=0.0,
+            max_age_s=None,
+            limit=None,
+        )
+        return await self._ask(lambda way: way.fit(query))
+
+    async def summary(self, *, agent_type: str | None = None, pool_name: str | None = None) -> list[PoolTotals]:
+        """As `CapacityClient.summary`."""
+        rows: list[PoolTotals] = []
+        after: str | None = None
+        while True:
+            ask = partial(async_summary_page, agent_type=agent_type, pool_name=pool_name, after=after)
+            page, after = await self._ask(ask)
+            rows += page
+            if after is None:
+                return rows
+
+    async def events(
+        self,
+        *,
+        agent_type: str | None = None,
+        pool_name: str | None = None,
+        kinds: Collection[ChangeKind | str] | None = None,
+        after: StreamId | str | None = None,
+    ) -> AsyncIterator[Change]:
+        """As `CapacityClient.events`."""
+        wanted, last = events_of(agent_type, pool_name, kinds, after)
+        failures = 0
+        while True:
+            self._require_open()
+            way = self._route.order()[0]
+            try:
+                async for change in way.events(wanted, last):
+                    self._route.answered(way)
+                    failures, last = 0, change.version
+                    yield change
+            except UnavailableError:
+                self._route.failed(way)
+                failures += 1
+                if failures > len(self._route.ways):
+                    raise
+
     async def get(self, agent_id: str | UUID) -> AgentCapacity:
         """As `CapacityClient.get`."""
         wanted = parse_agent_id(agent_id)
@@ -132,13 +223,7 @@ class AsyncCapacityClient:
         await self.close()
 
     async def _ask(self, call: Callable[[AsyncTransport], Awaitable[T]]) -> T:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        loop = self._running_loop()
-        if self._loop is not loop:
-            if self._loop is not None:
-                raise RuntimeError("the client belongs to another event loop: make one for each")
-            self._loop = loop
+        self._require_open()
         route, away = self._route, []
         for way in route.order():
             try:
@@ -152,3 +237,12 @@ class AsyncCapacityClient:
         if len(away) > 1:
             raise away[1] from away[0]
         raise away[0]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        loop = self._running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise RuntimeError("the client belongs to another event loop: make one for each")
+            self._loop = loop

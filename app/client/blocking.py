@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 from uuid import UUID
 
-from app.client.query import check_search, query_of
+from app.client.query import check_search, check_wait, events_of, query_of
 from app.client.route import Route
-from app.client.transport import Transport, open_transport
+from app.client.transport import Transport, open_transport, summary_page
 from app.errors import AgentNotFoundError, UnavailableError
 from app.models.capacity import AgentCapacity, AvailableCapacity, CapacityPage, CapacityQuery, GpuType
-from app.models.identity import DEFAULT_AGENT_TYPE, parse_agent_id
+from app.models.change import Change, ChangeKind
+from app.models.identity import DEFAULT_AGENT_TYPE, StreamId, parse_agent_id
+from app.models.insight import Explanation, Fit, PoolTotals
 
 T = TypeVar("T")
 
@@ -60,6 +64,7 @@ class CapacityClient:
         min_memory_gb: float = 0.0,
         max_age_s: float | None = None,
         limit: int | None = None,
+        wait_s: float = 0.0,
     ) -> list[AvailableCapacity]:
         """Online agents with at least that much free, most free GPU memory first.
 
@@ -86,6 +91,8 @@ class CapacityClient:
             min_memory_gb: free main memory, in GiB.
             max_age_s: only agents heard of within so many seconds.
             limit: most agents in the answer; None for all. What a search costs grows with it.
+            wait_s: when nothing fits, how long to wait until something does, at most 300. Nothing is polled.
+                Others who wait are told of the same agents.
 
         Raises:
             InvalidQueryError: an argument that no search can have; nothing was sent.
@@ -101,7 +108,11 @@ class CapacityClient:
             max_age_s=max_age_s,
             limit=limit,
         )
-        return self._ask(lambda way: way.find(query)).agents
+        if not wait_s:
+            return self._ask(lambda way: way.find(query)).agents
+        check_wait(wait_s)
+        deadline = time.monotonic() + wait_s
+        return self._ask(lambda way: way.wait(query, wait_s=max(0.0, deadline - time.monotonic()))).agents
 
     def search(self, query: CapacityQuery) -> CapacityPage:
         """`find` for who wants to know more: where the answer comes from, how old it may be, if there is more.
@@ -155,6 +166,138 @@ class CapacityClient:
         )
         return self._ask(lambda way: way.count(query))
 
+    def explain(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+        gpu_type: GpuType | str | None = None,
+        min_memory_gb: float = 0.0,
+        max_age_s: float | None = None,
+    ) -> Explanation:
+        """Why `find` with these arguments finds what it finds: who fails by what, and who is nearest.
+
+        Example:
+            >>> why = client.explain(100, 8)
+            >>> why.fitting, why.failing, why.possible
+            (0, {'gpu_vram': 3, 'gpu_vram+cpu_cores': 2}, False)
+            >>> [(miss.agent_id[-4:], miss.lacks_gpu_vram_gb) for miss in why.nearest]
+            [('0004', 20.0), ('0003', 76.0), ('0002', 84.0)]
+
+        Raises:
+            InvalidQueryError: as in `find`.
+            UnavailableError: as in `find`; the record cannot tell.
+        """
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=gpu_type,
+            min_memory_gb=min_memory_gb,
+            max_age_s=max_age_s,
+            limit=None,
+        )
+        return self._ask(lambda way: way.explain(query))
+
+    def fit(
+        self,
+        min_gpu_vram_gb: float = 0.0,
+        min_cpu_cores: int = 1,
+        *,
+        agent_type: str = DEFAULT_AGENT_TYPE,
+        pool_name: str | None = None,
+    ) -> Fit:
+        """How many tasks of this size fit now, on how many agents, and how fragmented what is free is for them.
+
+        Example:
+            >>> room = client.fit(12, 8)
+            >>> room.tasks, room.agents
+            (8, 3)
+
+        Raises:
+            InvalidQueryError: as in `find`.
+            UnavailableError: as in `explain`.
+        """
+        query = query_of(
+            min_gpu_vram_gb,
+            min_cpu_cores,
+            agent_type=agent_type,
+            pool_name=pool_name,
+            gpu_type=None,
+            min_memory_gb=0.0,
+            max_age_s=None,
+            limit=None,
+        )
+        return self._ask(lambda way: way.fit(query))
+
+    def summary(self, *, agent_type: str | None = None, pool_name: str | None = None) -> list[PoolTotals]:
+        """Totals of every pool, one for each kind of GPU in it.
+
+        Example:
+            >>> for pool in client.summary(pool_name="training"):
+            ...     print(pool.gpu_type, pool.placeable, pool.gpu_vram_available_gb)
+            nvidia 1 80.0
+
+        Raises:
+            UnavailableError: as in `explain`.
+        """
+        rows: list[PoolTotals] = []
+        after: str | None = None
+        while True:
+            ask = partial(summary_page, agent_type=agent_type, pool_name=pool_name, after=after)
+            page, after = self._ask(ask)
+            rows += page
+            if after is None:
+                return rows
+
+    def events(
+        self,
+        *,
+        agent_type: str | None = None,
+        pool_name: str | None = None,
+        kinds: Collection[ChangeKind | str] | None = None,
+        after: StreamId | str | None = None,
+    ) -> Iterator[Change]:
+        """Changes as they happen, without an end.
+
+        What happened while a way was lost is told once it, or the other way, answers again: nothing is left out
+        unless a `reset` says so.
+
+        Example:
+            >>> for change in client.events(after="0-0", kinds=["capacity"]):
+            ...     print(change.kind)
+            ...     break
+            reset
+
+        Args:
+            agent_type: only changes of this kind of agent.
+            pool_name: only changes of agents of this pool.
+            kinds: only these kinds of change; `reset` comes in any case.
+            after: only what came after this version, `0-0` for everything that is kept; None: what comes next.
+
+        Raises:
+            InvalidQueryError: a kind that there is not, or no version.
+            UnavailableError: every way is away. Go on with `after` the version of the last change.
+        """
+        wanted, last = events_of(agent_type, pool_name, kinds, after)
+        failures = 0
+        while True:
+            self._require_open()
+            way = self._route.order()[0]
+            try:
+                for change in way.events(wanted, last):
+                    self._route.answered(way)
+                    failures, last = 0, change.version
+                    yield change
+            except UnavailableError:
+                self._route.failed(way)
+                failures += 1
+                if failures > len(self._route.ways):
+                    raise
+
     def get(self, agent_id: str | UUID) -> AgentCapacity:
         """One agent, of whatever type, online or not; a silent one reads `offline`.
 
@@ -200,8 +343,7 @@ class CapacityClient:
         self.close()
 
     def _ask(self, call: Callable[[Transport], T]) -> T:
-        if self._closed:
-            raise RuntimeError("the client is closed")
+        self._require_open()
         route, away = self._route, []
         for way in route.order():
             try:
@@ -215,3 +357,7 @@ class CapacityClient:
         if len(away) > 1:
             raise away[1] from away[0]
         raise away[0]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 from app.errors import InvalidQueryError
-from app.models.capacity import CapacityQuery, GpuType, check_query
+from app.models.capacity import MAX_WAIT_S, CapacityQuery, GpuType, check_query
+from app.models.change import ChangeKind, EventFilter
+from app.models.identity import StreamId
 
 
 def query_of(
@@ -36,6 +39,30 @@ def query_of(
     )
     check_query(query)
     return query
+
+
+def check_wait(wait_s: float) -> None:
+    """Raises InvalidQueryError for a time that no search may wait."""
+    if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 <= wait_s <= MAX_WAIT_S:
+        raise InvalidQueryError(f"wait_s is from 0 to {MAX_WAIT_S:.0f}")
+
+
+def events_of(
+    agent_type: str | None,
+    pool_name: str | None,
+    kinds: Collection[ChangeKind | str] | None,
+    after: StreamId | str | None,
+) -> tuple[EventFilter, StreamId | None]:
+    """Raises InvalidQueryError for what nobody can listen to."""
+    try:
+        wanted = EventFilter(
+            agent_type=agent_type,
+            pool_name=pool_name,
+            kinds=None if kinds is None else frozenset(ChangeKind(kind) for kind in kinds),
+        )
+        return wanted, StreamId.parse(after) if isinstance(after, str) else after
+    except ValueError:
+        raise InvalidQueryError("kinds are kinds of change, and after is the version of one") from None
 
 
 def check_search(query: CapacityQuery) -> None:

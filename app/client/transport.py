@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
-from app.models.identity import AgentId
+from app.models.change import Change, EventFilter
+from app.models.identity import AgentId, StreamId
+from app.models.insight import Explanation, Fit, PoolTotals
 
 _REDIS: Final = ("redis", "rediss", "unix")
 _HTTP: Final = ("http", "https")
+_SUMMARY_PAGE: Final = 1_000
 
 
 class Transport(Protocol):
     """Every call may raise a domain error; UnavailableError where another way may still have an answer."""
 
     def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage: ...
+
+    def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage: ...
+
+    def explain(self, query: CapacityQuery) -> Explanation: ...
+
+    def fit(self, query: CapacityQuery) -> Fit: ...
+
+    def summary(
+        self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
+    ) -> tuple[list[PoolTotals], str | None]: ...
+
+    def events(self, wanted: EventFilter, after: StreamId | None) -> Iterator[Change]: ...
 
     def get(self, agent_id: AgentId) -> AgentCapacity | None: ...
 
@@ -28,6 +44,18 @@ class Transport(Protocol):
 
 class AsyncTransport(Protocol):
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage: ...
+
+    async def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage: ...
+
+    async def explain(self, query: CapacityQuery) -> Explanation: ...
+
+    async def fit(self, query: CapacityQuery) -> Fit: ...
+
+    async def summary(
+        self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
+    ) -> tuple[list[PoolTotals], str | None]: ...
+
+    def events(self, wanted: EventFilter, after: StreamId | None) -> AsyncIterator[Change]: ...
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None: ...
 
@@ -58,6 +86,18 @@ def open_async_transport(url: str, *, timeout_s: float) -> AsyncTransport:
     from app.client.http import AsyncHttpTransport  # noqa: PLC0415  as above
 
     return AsyncHttpTransport(url, timeout_s=timeout_s)
+
+
+def summary_page(
+    way: Transport, *, agent_type: str | None, pool_name: str | None, after: str | None
+) -> tuple[list[PoolTotals], str | None]:
+    return way.summary(agent_type=agent_type, pool_name=pool_name, limit=_SUMMARY_PAGE, after=after)
+
+
+def async_summary_page(
+    way: AsyncTransport, *, agent_type: str | None, pool_name: str | None, after: str | None
+) -> Awaitable[tuple[list[PoolTotals], str | None]]:
+    return way.summary(agent_type=agent_type, pool_name=pool_name, limit=_SUMMARY_PAGE, after=after)
 
 
 def _is_redis(url: str) -> bool:

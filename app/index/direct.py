@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aredis
@@ -19,13 +21,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import HeadroomError, IndexUnavailableError
+from app.index import changes
 from app.index.clock import IndexClock, ServerClock
+from app.index.insight import Insights
 from app.index.keys import Keys
 from app.index.lookup import Lookups
 from app.index.packing import packing
 from app.index.session import Commands, Session, domain_error, skip
 from app.models.capacity import AgentCapacity, CapacityPage, CapacityQuery
-from app.models.identity import AgentId
+from app.models.change import Change, EventFilter
+from app.models.identity import AgentId, StreamId
+from app.models.insight import Explanation, Fit, PoolTotals
 
 T = TypeVar("T")
 
@@ -70,7 +76,10 @@ class DirectIndex:
         self._connection_class = pool.connection_class
         self._options = pool.connection_kwargs | _options(timeout_s)
         self._clock = ServerClock() if clock is None else clock
-        self._lookups = Lookups(Keys(), self._clock, offline_after_ms=None, skip=skip)
+        self._timeout_s = timeout_s
+        self._keys = Keys()
+        self._lookups = Lookups(self._keys, self._clock, offline_after_ms=None, skip=skip)
+        self._insights = Insights(self._keys, self._lookups)
         self._closed = False
         self._pid = os.getpid()
         # Taking from and adding to a deque is atomic: no lock.
@@ -81,6 +90,40 @@ class DirectIndex:
         if with_total:
             return self._run(lambda session: session.run(steps(query, with_total=True)))
         return self._run(lambda session: session.find(query, steps(query, with_total=False)))
+
+    def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
+        """As `find`; an answer without agents is given only after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        steps = partial(self._lookups.find, query, with_total=False)
+        block_s = self._timeout_s / 2
+        return self._run(
+            lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)
+        )
+
+    def explain(self, query: CapacityQuery) -> Explanation:
+        return self._run(lambda session: session.run(self._insights.explain(query)))
+
+    def fit(self, query: CapacityQuery) -> Fit:
+        return self._run(lambda session: session.run(self._insights.fit(query)))
+
+    def summary(
+        self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
+    ) -> tuple[list[PoolTotals], str | None]:
+        steps = partial(
+            self._insights.summary, agent_type=agent_type, pool_name=pool_name, limit=limit, after=after
+        )
+        return self._run(lambda session: session.run(steps()))
+
+    def events(self, wanted: EventFilter, after: StreamId | None) -> Iterator[Change]:
+        """Without an end; what comes after the version, or from now on."""
+        last = self._run(lambda _session: changes.newest(self._keys)) if after is None else after
+        while True:
+            found = self._run(self._after(last))
+            last = found[-1].version if found else last
+            yield from filter(wanted.wants, found)
+
+    def _after(self, version: StreamId) -> Conversation[list[Change]]:
+        return lambda _session: changes.read(self._keys, version, block_s=self._timeout_s / 2)
 
     def get(self, agent_id: AgentId) -> AgentCapacity | None:
         return self._run(lambda session: session.run(self._lookups.get(agent_id)))
@@ -264,13 +307,49 @@ class AsyncDirectIndex:
     def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
         own_clock = ServerClock() if clock is None else clock
         self._links = AsyncLinks(url, timeout_s=timeout_s, clock=own_clock)
-        self._lookups = Lookups(Keys(), own_clock, offline_after_ms=None, skip=skip)
+        self._timeout_s = timeout_s
+        self._keys = Keys()
+        self._lookups = Lookups(self._keys, own_clock, offline_after_ms=None, skip=skip)
+        self._insights = Insights(self._keys, self._lookups)
 
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
         steps = self._lookups.find
         if with_total:
             return await self._links.run(lambda session: session.run(steps(query, with_total=True)))
         return await self._links.run(lambda session: session.find(query, steps(query, with_total=False)))
+
+    async def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
+        deadline = time.monotonic() + wait_s
+        steps = partial(self._lookups.find, query, with_total=False)
+        block_s = self._timeout_s / 2
+        return await self._links.run(
+            lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)
+        )
+
+    async def explain(self, query: CapacityQuery) -> Explanation:
+        return await self._links.run(lambda session: session.run(self._insights.explain(query)))
+
+    async def fit(self, query: CapacityQuery) -> Fit:
+        return await self._links.run(lambda session: session.run(self._insights.fit(query)))
+
+    async def summary(
+        self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
+    ) -> tuple[list[PoolTotals], str | None]:
+        steps = partial(
+            self._insights.summary, agent_type=agent_type, pool_name=pool_name, limit=limit, after=after
+        )
+        return await self._links.run(lambda session: session.run(steps()))
+
+    async def events(self, wanted: EventFilter, after: StreamId | None) -> AsyncIterator[Change]:
+        last = await self._links.run(lambda _session: changes.newest(self._keys)) if after is None else after
+        while True:
+            found = await self._links.run(self._after(last))
+            last = found[-1].version if found else last
+            for change in filter(wanted.wants, found):
+                yield change
+
+    def _after(self, version: StreamId) -> Conversation[list[Change]]:
+        return lambda _session: changes.read(self._keys, version, block_s=self._timeout_s / 2)
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
         return await self._links.run(lambda session: session.run(self._lookups.get(agent_id)))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 import redis.asyncio as aredis
 
+from app.index.changes import parse_change
 from app.index.connect import unavailable
 from app.index.keys import Keys
 from app.index.stream import stream_entries
-from app.models.capacity import AgentStatus
 from app.models.change import Change, ChangeKind
-from app.models.identity import AgentId, StreamId
+from app.models.identity import StreamId
 
 _BATCH: Final = 500
 
@@ -37,7 +35,7 @@ class RedisFeed:
             reply = await self._client.xread(
                 {self._keys.events: str(start)}, count=_BATCH, block=max(1, round(block_s * 1000))
             )
-        changes = [_parse(*raw) for raw in stream_entries(reply)]
+        changes = [parse_change(*raw) for raw in stream_entries(reply)]
         told = bool(changes) and changes[0].kind is ChangeKind.RESET
         if lost and not told and (changes or after != start):
             # Nothing is there yet, or the feed's own reset was trimmed.
@@ -51,22 +49,3 @@ class RedisFeed:
         first: Any = await self._client.xrange(self._keys.events, count=1)
         last: Any = await self._client.xrevrange(self._keys.events, count=1)
         return not first or StreamId.parse(first[0][0]) > after or StreamId.parse(last[0][0]) < after
-
-
-def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
-    version, kind = StreamId.parse(entry_id), ChangeKind(fields[b"kind"].decode())
-    agent_id = fields.get(b"agent_id", b"").decode()
-    if not agent_id:
-        return Change(version=version, kind=kind)
-    vram, _, cores = fields[b"figures"].decode().partition(" ")
-    return Change(
-        version=version,
-        kind=kind,
-        agent_id=AgentId(agent_id),
-        agent_type=fields[b"agent_type"].decode(),
-        pool_name=unquote(fields[b"pool"].decode()),
-        placeable=bool(cores),
-        gpu_vram_available_gb=float(vram or 0.0),
-        cpu_cores_available=int(cores or 0),
-        status=AgentStatus(fields[b"status"].decode()),
-    )

@@ -48,3 +48,21 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     gpu_vram_available_gb: float = 0.0
     cpu_cores_available: int = 0
     status: AgentStatus | None = None
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which changes a listener wants; None: any. What concerns all agents passes whatever the type and pool."""
+
+    agent_type: str | None = None
+    pool_name: str | None = None
+    kinds: frozenset[ChangeKind] | None = None
+
+    def wants(self, change: Change) -> bool:
+        if change.kind is ChangeKind.RESET:
+            return True
+        if self.kinds is not None and change.kind not in self.kinds:
+            return False
+        return change.agent_id is None or (
+            (self.agent_type is None or change.agent_type == self.agent_type)
+            and (self.pool_name is None or change.pool_name == self.pool_name)
+        )

@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-
 from app.errors import TooManyWaitingError
-from app.models.change import Change, ChangeKind
+from app.models.change import Change, EventFilter
 from app.models.identity import StreamId
 from app.service.feed import FeedHub
 from app.telemetry import LISTENERS, LISTENERS_DROPPED
@@ -17,24 +15,6 @@ from app.telemetry import LISTENERS, LISTENERS_DROPPED
 MAX_BUFFER_BYTES: Final = 1024 * 1024
 
 Encode = Callable[[Change], bytes]
-
-
-class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which changes a listener wants; None: any. What concerns all agents passes whatever the type and pool."""
-
-    agent_type: str | None = None
-    pool_name: str | None = None
-    kinds: frozenset[ChangeKind] | None = None
-
-    def wants(self, change: Change) -> bool:
-        if change.kind is ChangeKind.RESET:
-            return True
-        if self.kinds is not None and change.kind not in self.kinds:
-            return False
-        return change.agent_id is None or (
-            (self.agent_type is None or change.agent_type == self.agent_type)
-            and (self.pool_name is None or change.pool_name == self.pool_name)
-        )
 
 
 class Listener:

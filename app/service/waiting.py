@@ -28,8 +28,6 @@ from app.telemetry import WAITER_LOOKS, WAITERS
 
 log = logging.getLogger(__name__)
 
-MAX_WAIT_S: Final = 300.0
-
 _AT_ONCE: Final = 16
 _LOOK_EVERY_S: Final = 5.0
 _LOOKS_PER_S: Final = 200.0

@@ -28,7 +28,7 @@ def test_every_question_has_an_example() -> None:
     assert {"app.client", "AsyncCapacityClient", *(f"CapacityClient.{call}" for call in CALLS)} <= set(EXAMPLES)
 
 
-CALLS = ("find", "search", "count", "get")
+CALLS = ("find", "search", "count", "get", "explain", "fit", "summary", "events")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
