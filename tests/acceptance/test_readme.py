@@ -185,6 +185,15 @@ def test_the_python_example_runs(page: Page) -> None:
     assert len(done.stdout.splitlines()) == 4
 
 
+def test_the_lines_of_python_for_planners_run(page: Page) -> None:
+    text = (ROOT / "docs" / "planners.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```\n", text, re.MULTILINE | re.DOTALL)
+    done = page.run("".join(blocks), sys.executable, "-c")
+    assert done.returncode == 0, done.stderr
+    assert len(blocks) >= 4
+    assert len(done.stdout.splitlines()) == 3 + 2 + 1
+
+
 def test_the_calls_of_the_pages_work_and_answer_in_the_form_shown(page: Page) -> None:
     """One after the other: later calls ask for what earlier ones made, under the ids of this run."""
     made: dict[str, str] = {}
