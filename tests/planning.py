@@ -99,6 +99,17 @@ def fill(redis_url: str, *, heartbeats: Sequence[Heartbeat] = FLEET) -> None:
     asyncio.run(filled())
 
 
+def report(redis_url: str, *heartbeats: Heartbeat) -> None:
+    """Takes further heartbeats all the way into the index."""
+
+    async def reported() -> None:
+        async with opened_index(index_settings(redis_url), epoch=False) as index:
+            await index.log.append(heartbeats)
+            await apply_everything(index)
+
+    asyncio.run(reported())
+
+
 def sweep(redis_url: str) -> None:
     """Takes the silent agents out, as a reaper would within a second."""
 

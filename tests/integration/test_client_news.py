@@ -12,10 +12,9 @@ import pytest
 
 from app.client import AsyncCapacityClient, CapacityClient, Change, ChangeKind, InvalidQueryError, UnavailableError
 from app.index.opening import Index
-from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from tests.indexing import apply_everything, index_settings, opened_index
-from tests.planning import KINDS, api, asker, fill, machine, number, numbers, sweep
+from tests.planning import KINDS, api, asker, fill, machine, number, numbers, report, sweep
 from tests.servers import free_port
 
 
@@ -25,15 +24,6 @@ def ways(redis_url: str, sqlite_record_url: str) -> Iterator[dict[str, str]]:
     sweep(redis_url)
     with api(redis_url, sqlite_record_url) as url:
         yield {"redis": redis_url, "http": url}
-
-
-def report(redis_url: str, *heartbeats: Heartbeat) -> None:
-    async def reported() -> None:
-        async with opened_index(index_settings(redis_url), epoch=False) as index:
-            await index.log.append(heartbeats)
-            await apply_everything(index)
-
-    asyncio.run(reported())
 
 
 def later(action: Callable[[], None], *, after_s: float = 0.3) -> threading.Timer:
