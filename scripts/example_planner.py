@@ -4,7 +4,7 @@
     .venv/bin/python scripts/example_planner.py tasks.json
     [{"name": "train", "gpu_vram_gb": 16, "cpu_cores": 8}, {"name": "test", "depends_on": ["train"]}]
 
-It starts nothing: a task "runs" for --task-s seconds. Like `POST /api/v1/plan` it counts what it has placed itself,
+It starts nothing: a task "runs" for --task-s seconds. Like `POST /api/v1/plan` it counts what it placed itself,
 since a report shows a task only once it runs; and the first task that fits nowhere keeps an agent for itself.
 """
 
