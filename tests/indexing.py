@@ -16,7 +16,10 @@ from workers.ingest import Ingest
 
 
 def index_settings(redis_url: str, **changes: Any) -> Settings:
-    return Settings(redis_url=redis_url, stream_block_s=0.01, takeover_after_s=0.05, **changes)
+    quick = {"stream_block_s": 0.01, "takeover_after_s": 0.05}
+    # A busy machine is no outage.
+    patient = {"redis_timeout_s": 10.0, "stream_timeout_s": 15.0}
+    return Settings.model_validate({"redis_url": redis_url, **quick, **patient, **changes})
 
 
 @asynccontextmanager

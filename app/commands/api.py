@@ -26,8 +26,6 @@ Rows = list[dict[str, Any]]
 class RefusedError(HeadroomError):
     """The API said no; the detail is what it said."""
 
-    code = "refused"
-
 
 class Api:
     """A connection to the API. Raises UnavailableError when nobody answers, RefusedError when it says no."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def run(headroom: Headroom, *arguments: str, timeout_s: float = 30) -> Answer:
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def heed_ctrl_c() -> None:
+    """A test run in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment(url: str) -> dict[str, str]:
@@ -170,6 +176,7 @@ def test_find_watch_shows_the_answer_and_ends_with_ctrl_c(headroom: Headroom, si
         env=environment(headroom.url) | {"TERM": "xterm-256color"},
         encoding="utf-8",
         dimensions=size,
+        preexec_fn=heed_ctrl_c,
         timeout=30,
     )
     try:
