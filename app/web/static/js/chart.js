@@ -41,13 +41,15 @@ export function chartPanel({ title, text, lines, from, until, show, most }) {
 export function chart({ title, text, lines, from, until, show, most, width, height = 190, readout = null }) {
   const pad = { left: 58, right: 8, top: 10, bottom: 22 };
   const values = lines.flatMap((line) => line.map((point) => point[1]));
-  const top = most ?? niceCeiling(Math.max(...values, 0));
+  const greatest = Math.max(...values, 0);
+  const axis = show.axis?.(greatest) ?? { unit: 1, show };
+  const top = most ?? axis.unit * niceCeiling(greatest / axis.unit);
   const x = (at) => pad.left + ((at - from) / Math.max(1, until - from)) * (width - pad.left - pad.right);
   const y = (value) => height - pad.bottom - (value / top) * (height - pad.top - pad.bottom);
   const root = s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: ${text}` });
   for (const step of [0, 0.5, 1]) {
     root.append(s("path", { class: "grid", d: `M${pad.left} ${y(top * step).toFixed(1)}H${width - pad.right}` }),
-      s("text", { x: pad.left - 8, y: y(top * step) + 4, "text-anchor": "end" }, show(top * step)));
+      s("text", { x: pad.left - 8, y: y(top * step) + 4, "text-anchor": "end" }, axis.show(top * step)));
   }
   const steps = width > 320 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1];
   for (const step of steps) {

@@ -9,6 +9,8 @@ export const count = (number) => whole.format(number);
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 export const amount = (gb) => tenths.format(gb);
 export const gb = (value) => (value >= 10_240 ? `${tenths.format(value / 1024)} TB` : `${value >= 1000 ? whole.format(value) : tenths.format(value)} GB`);
+// On the axis of a chart: one unit for all of it, and round numbers of that unit.
+gb.axis = (most) => (most >= 2048 ? { unit: 1024, show: (value) => `${tenths.format(value / 1024)} TB` } : { unit: 1, show: gb });
 export const time = (ms) => clock.format(ms);
 export const moment = (ms) => (Date.now() - ms < 18 * 3_600_000 ? clock.format(ms) : day.format(ms));
 export const percent = (share) => `${tenths.format(share)} %`;

@@ -11,7 +11,7 @@ const SIZE_STEPS = [10, 20, 40, 100];
 const STATES = ["offline", "busy", "cordoned", "online"];
 
 const DIM = 0.16;
-const EDGE = 3;
+const EDGE = 1;
 
 const scale = (value) => Math.log2(1 + value);
 const sizeOf = (agent) => SIZE_STEPS.filter((step) => agent.vramTotal >= step).length;
@@ -27,6 +27,7 @@ export class FleetMap {
     this.need = { vram: 0, cores: 1 };
     this.candidate = () => true;
     this.chosen = null;
+    this.moving = false;
     this.version = 0;
     this.inked = 0;
     this.most = { vram: 24, cores: 16 };
@@ -89,12 +90,14 @@ export class FleetMap {
   }
 
   // `candidate` says which agents could fit at all; of these, the ones right of and above the threshold do.
-  // `chosen` picks agents by anything else instead. `version` changes with the agents.
-  set(agents, { vram, cores, most, candidate, chosen = null, version }) {
+  // `chosen` picks agents by anything else instead. `version` changes with the agents. While the threshold is
+  // being moved, `moving`, the map is cut along it, marks and all; at rest each mark is bright or dim as a whole.
+  set(agents, { vram, cores, most, candidate, chosen = null, moving = false, version }) {
     this.agents = agents;
     this.need = { vram, cores };
     this.candidate = candidate;
     this.chosen = chosen;
+    this.moving = moving && !chosen;
     this.most = most;
     this.version = version;
     this.draw();
@@ -128,11 +131,11 @@ export class FleetMap {
     const [others, candidates] = this.layers();
     context.globalAlpha = DIM;
     this.stamp(others);
-    if (this.chosen) {
+    if (!this.moving) {
       context.globalAlpha = 1;
       this.stamp(candidates);
     } else {
-      // The threshold cuts the map in two: moving it moves a clip, and no mark is drawn anew.
+      // Moving the threshold moves a clip, and no mark is drawn anew.
       const [x, y] = [this.x(this.need.vram) - EDGE, this.y(this.need.cores) + EDGE];
       const inside = new Path2D();
       inside.rect(x, -1, this.width - x + 1, y + 1);
@@ -154,11 +157,11 @@ export class FleetMap {
     context.restore();
   }
 
-  // All marks on two pictures, those that could fit and the rest, drawn anew only when agents or sizes changed.
+  // All marks on two pictures, the bright and the dim, drawn anew only when what they show has changed.
   layers() {
-    const key = [this.version, this.width, this.height, this.ratio, this.most.vram, this.most.cores, this.inked].join(" ");
+    const key = [this.version, this.width, this.height, this.ratio, this.most.vram, this.most.cores, this.inked, ...(this.moving ? [] : [this.need.vram, this.need.cores])].join(" ");
     if (this.drawn?.key !== key) {
-      const chosen = this.chosen ?? this.candidate;
+      const chosen = this.moving ? this.candidate : (agent) => this.fits(agent);
       this.drawn = { key, pictures: [this.layer((agent) => !chosen(agent)), this.layer(chosen)] };
     }
     return this.drawn.pictures;

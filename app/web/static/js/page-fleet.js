@@ -15,11 +15,14 @@ const PAGE = 100;
 const KEPT_CHANGES = 14;
 const SHOWN_POOLS = 8;
 const TREND_EVERY_MS = 60_000;
+const AT_REST_AFTER_MS = 200;
 
 const fleet = new Fleet();
 const ask = { vram: data.ask.vram, cores: data.ask.cores, type: data.ask.type, pool: data.ask.pool, gpu: data.ask.gpu, show: data.ask.show, q: data.ask.q };
 let listed = PAGE;
 let trends = null;
+let moved = -Infinity;
+let restTimer = 0;
 
 const within = (agent) => agent.type === ask.type && (!ask.pool || agent.pool === ask.pool) && (!ask.gpu || agent.gpu === ask.gpu);
 const fits = (agent) => agent.placeable && agent.vram >= ask.vram && agent.cores >= ask.cores && within(agent);
@@ -138,7 +141,7 @@ function draw() {
   if (!sliders.vram.matches(":active")) sliders.vram.fit(most.vram);
   if (!sliders.cores.matches(":active")) sliders.cores.fit(most.cores);
   const chosen = ask.show || ask.q ? wanted : null;
-  map.set(ofType, { ...ask, most, chosen, candidate: (agent) => agent.placeable && within(agent), version: [fleet.changes, ask.type, ask.pool, ask.gpu, ask.show, ask.q].join("\u0000") });
+  map.set(ofType, { ...ask, most, chosen, moving: performance.now() - moved < AT_REST_AFTER_MS, candidate: (agent) => agent.placeable && within(agent), version: [fleet.changes, ask.type, ask.pool, ask.gpu, ask.show, ask.q].join("\u0000") });
   setText(byId("fit-count"), `${plural(agents, "agent")} ${agents === 1 ? "fits" : "fit"}`);
   setText(byId("fit-tasks"), agents && (ask.vram > 0 || ask.cores > 1) ? `room for ${plural(tasks, "such task")}` : "");
   list(rows, matching);
@@ -240,6 +243,9 @@ const recount = perFrame(totals, 400);
 const dragged = perFrame(draw);
 
 function asked() {
+  moved = performance.now();
+  clearTimeout(restTimer);
+  restTimer = setTimeout(draw, AT_REST_AFTER_MS + 10);
   address();
   dragged();
 }

@@ -43,10 +43,11 @@ function charts() {
 }
 
 function tables() {
-  const byPool = [...rows].sort((a, b) => b.gpu_vram_total_gb - a.gpu_vram_total_gb || b.online - a.online || (a.pool_name < b.pool_name ? -1 : 1));
   byId("pools-empty").hidden = rows.length > 0;
   const pools = new Map();
   for (const row of rows) add(pools, row.pool_name, row);
+  const size = (row) => pools.get(row.pool_name).gpu_vram_total_gb;
+  const byPool = [...rows].sort((a, b) => size(b) - size(a) || (a.pool_name < b.pool_name ? -1 : a.pool_name > b.pool_name ? 1 : b.gpu_vram_total_gb - a.gpu_vram_total_gb || b.online - a.online));
   const drawn = new Set();
   byId("pools").replaceChildren(...byPool.map((row) => {
     // The line is that of the whole pool: once, beside its first row.
