@@ -74,7 +74,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves
 
 
 def serve_metrics(host: str, port: int) -> None:
-    """Serves this process's metrics, for one that has no other address; ends with the process."""
+    """Serves this process's metrics, for one that has no other address; raises OSError when the port is taken."""
     start_http_server(port, addr=host)
 
 

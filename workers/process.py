@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, get_args
 
+from app.errors import StartupRefusedError
 from app.index.opening import Index, consumer_name, open_index
 from app.record import Record, open_record
 from app.settings import Settings
@@ -27,7 +28,7 @@ _log = logger(__name__)
 async def run_worker(name: WorkerName, settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Any number of processes may run the same worker."""
     if settings.metrics_port:
-        serve_metrics(settings.metrics_host, settings.metrics_port)
+        _serve_metrics(settings)
     index = open_index(settings, purpose=name)
     record = open_record(settings)
     try:
@@ -38,6 +39,16 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     finally:
         await record.close()
         await index.close()
+
+
+def _serve_metrics(settings: Settings) -> None:
+    address = f"{settings.metrics_host}:{settings.metrics_port}"
+    try:
+        serve_metrics(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        raise StartupRefusedError(
+            f"Metrics cannot be served on {address} ({error.strerror}): each worker wants a port of its own"
+        ) from error
 
 
 def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -> Sequence[Loop]:

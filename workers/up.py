@@ -153,6 +153,8 @@ class Up:
         handed_down = self._settings.model_copy(
             update={"redis_url": redis_url, "shutdown_after_s": shutdown_after_s}
         )
+        # Its workers would fight for one port.
+        handed_down = handed_down.model_copy(update={"metrics_port": 0})
         return {**os.environ, **as_environment(handed_down), PARENT_FD_VARIABLE: str(self._followed)}
 
     def _command(self, name: str, arguments: list[str], environment: Mapping[str, str], *pass_fds: int) -> Command:

@@ -77,5 +77,6 @@ def _print(findings: list[Finding], *, repair: bool) -> None:
     for finding in findings:
         table.add_row(finding.where, escape(finding.subject), escape(finding.what))
     console.print(table)
-    done = "put right" if repair else "found; `headroom audit --repair` puts them right"
-    console.print(f"{len(findings)} differences {done}.", highlight=False)
+    done = "put right" if repair else "found; `headroom audit --repair` puts it right"
+    differences = "1 difference" if len(findings) == 1 else f"{len(findings)} differences"
+    console.print(f"{differences} {done}.", highlight=False)

@@ -163,7 +163,7 @@ def _miss(query: CapacityQuery, row: AvailableCapacity) -> Miss:
         pool_name=row.pool_name,
         gpu_vram_available_gb=row.gpu_vram_available_gb,
         cpu_cores_available=row.cpu_cores_available,
-        lacks_gpu_vram_gb=max(0.0, query.min_gpu_vram_gb - row.gpu_vram_available_gb),
+        lacks_gpu_vram_gb=round(max(0.0, query.min_gpu_vram_gb - row.gpu_vram_available_gb), 6),
         lacks_cpu_cores=max(0, query.min_cpu_cores - row.cpu_cores_available),
     )
 
