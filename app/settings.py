@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     events_keep_d: float = Field(default=365.0, gt=0, description="Days after which transitions are deleted.")
 
     max_waiting: int = Field(
-        default=4_000,
+        default=6_000,
         ge=0,
         description="Most searches that may wait, and most listeners to events, per API process.",
     )
