@@ -293,7 +293,7 @@ OPERATIONS: Final = (
         handler=waiting.list_waiting,
         operation_id="listWaiting",
         tag="capacity",
-        summary="Who waits in this process, and for what",
+        summary="Searches that wait in this process, and tasks that wait for capacity",
         answers={200: waiting.WaitingDocument},
     ),
     Operation(

@@ -1,4 +1,4 @@
-"""`GET /api/v1/waiting`: who waits in this process, and for what."""
+"""`GET /api/v1/waiting`: who waits, and for what: searches in this process, and tasks of plans."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.answers import answer
+from app.api.plans import TaskDocument
 from app.api.query import read_query
 from app.api.wiring import wiring_of
+from app.errors import UnavailableError
 from app.models.capacity import GpuType
 from app.service.waiting import WaitingSearch
 
 MOST_SEARCHES: Final = 200
+MOST_TASKS: Final = 200
 
 
 class WaitingSearchDocument(msgspec.Struct, frozen=True):
@@ -45,12 +48,19 @@ class WaitingSearchDocument(msgspec.Struct, frozen=True):
 
 
 class WaitingDocument(msgspec.Struct, frozen=True):
-    """Longest wait first."""
+    """Searches by longest wait; tasks by age of their plan, null while the record is away."""
 
     searches: list[WaitingSearchDocument]
+    tasks: list[TaskDocument] | None
 
 
 async def list_waiting(request: Request) -> Response:
     read_query(request, ())
-    found = wiring_of(request).waiting.searches(limit=MOST_SEARCHES)
-    return answer(WaitingDocument([WaitingSearchDocument.of(search) for search in found]))
+    wiring = wiring_of(request)
+    searches = wiring.waiting.searches(limit=MOST_SEARCHES)
+    tasks: list[TaskDocument] | None
+    try:
+        tasks = [TaskDocument.of(task) for task in await wiring.planner.pending(limit=MOST_TASKS)]
+    except UnavailableError:
+        tasks = None
+    return answer(WaitingDocument([WaitingSearchDocument.of(search) for search in searches], tasks))

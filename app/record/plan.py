@@ -70,6 +70,11 @@ class RecordedPlans:
             generation=generation, pending=lists[TaskStatus.PENDING_CAPACITY], assigned=lists[TaskStatus.ASSIGNED]
         )
 
+    async def pending(self, *, limit: int) -> list[Task]:
+        async with self._database.reading() as connection:
+            found = await connection.execute(_with_status(TaskStatus.PENDING_CAPACITY).limit(limit))
+            return [_task(row) for row in found]
+
     async def assign(self, tasks: Sequence[Task], *, generation: int) -> bool:
         async with self._database.writing() as connection:
             if generation == 0:

@@ -112,6 +112,10 @@ class WorkPlanner:
             raise PlanNotFoundError
         return found
 
+    async def pending(self, *, limit: int) -> list[Task]:
+        """Tasks of any plan that wait for capacity, oldest plan first. Raises RecordUnavailableError."""
+        return await self._plans.pending(limit=limit)
+
     async def task(self, task_id: TaskId) -> Task:
         """Raises TaskNotFoundError, RecordUnavailableError."""
         found = await self._plans.task(task_id)

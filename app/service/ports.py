@@ -268,6 +268,10 @@ class PlanRecord(Protocol):
 
     async def open_tasks(self) -> OpenTasks: ...
 
+    async def pending(self, *, limit: int) -> list[Task]:
+        """Those that wait for capacity, oldest plan first."""
+        ...
+
     async def assign(self, tasks: Sequence[Task], *, generation: int) -> bool:
         """Keeps where these go; False, and nothing kept, when anybody assigned anything since `generation`.
 

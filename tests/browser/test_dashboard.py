@@ -195,6 +195,10 @@ def test_who_waits_is_shown_with_what_for(house: Headroom, open_page: Open) -> N
         ".catch(() => undefined)"
     )
     expect(page.locator("#waiting tr")).to_contain_text("5,000 GB VRAM, 3 cores")
+    task = {"name": "train <b>all</b>", "gpu_vram_gb": 6000.0, "cpu_cores": 4}
+    assert house.post("/api/v1/plan", {"tasks": [task]}).status_code == 201
+    expect(page.locator("#tasks tr")).to_contain_text("train <b>all</b>")
+    expect(page.locator("#tasks tr")).to_contain_text("6,000 GB VRAM, 4 cores")
 
 
 def test_health_says_who_is_missing(house: Headroom, open_page: Open) -> None:

@@ -19,4 +19,18 @@ function show(waiting) {
     h("td", { class: "num" }, count(one.waiters)), h("td", { class: "num" }, span(one.longest_wait_s)))));
 }
 
-poll(async () => show(await call("/api/v1/waiting")), { every_s: 2, show: showLink });
+function showTasks(tasks) {
+  byId("tasks-empty").hidden = Boolean(tasks?.length);
+  setText(byId("tasks-empty"), tasks === null ? "The record is away." : "No task is pending.");
+  byId("tasks").replaceChildren(...(tasks ?? []).map((task) => h("tr", {},
+    h("td", { class: "name" }, h("a", { href: `/api/v1/status/${task.task_id}` }, task.name)),
+    h("td", {}, wants({ vram: task.gpu_vram_gb, cores: task.cpu_cores, memory: task.memory_gb })),
+    h("td", {}, task.agent_type), h("td", {}, task.pool_name ?? "any"), h("td", {}, task.gpu_type ?? "any"),
+    h("td", { class: "name" }, h("a", { href: `/api/v1/plan/${task.plan_id}` }, task.plan_id)))));
+}
+
+poll(async () => {
+  const waiting = await call("/api/v1/waiting");
+  show(waiting);
+  showTasks(waiting.tasks);
+}, { every_s: 2, show: showLink });
