@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 _MARKS_KEPT_MS: Final = 86_400_000
 
-APPLY_SLICE: Final = 16
-"""Heartbeats per script call: about 2 ms of Redis's time when every value of every agent changed."""
+APPLY_SLICE: Final = 8
+"""Heartbeats per script call: about a millisecond of Redis's time when every value of every agent changed."""
 
 BRAKED_FLEET: Final = 100
 """Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
