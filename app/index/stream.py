@@ -66,10 +66,15 @@ class HeartbeatStream:
         now_ms = self._clock.now_ms()
         if now_ms is None:
             return "*"
-        # Like '*', an injected id never goes below the last one when the clock steps back.
+        # As next_id in common.lua.
         with unavailable():
-            last: Any = await self._client.xrevrange(self._keys.heartbeats, count=1)
-        return f"{max(now_ms, StreamId.parse(last[0][0]).ms) if last else now_ms}-*"
+            try:
+                info: Any = await self._client.xinfo_stream(self._keys.heartbeats)
+            except ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                return f"{now_ms}-*"
+        return f"{max(now_ms, StreamId.parse(info['last-generated-id']).ms)}-*"
 
 
 class GroupReader:

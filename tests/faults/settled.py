@@ -48,8 +48,17 @@ async def unsettled(client: aredis.Redis) -> str:
     return "" if await client.exists(KEYS.epoch) else "there is no epoch"
 
 
-async def differences(client: aredis.Redis, record: Record, reporters: Iterable[Reporter] = ()) -> list[str]:
-    """Everything that is wrong, one sentence each. `client` does not decode its replies."""
+async def differences(
+    client: aredis.Redis, record: Record, reporters: Iterable[Reporter] = (), *, events: bool = True
+) -> list[str]:
+    """Everything that is wrong, one sentence each.
+
+    Args:
+        client: does not decode its replies.
+        record: of the same fleet.
+        reporters: agents that know what was acknowledged.
+        events: whether every transition must have been recorded.
+    """
     hashes = await _hashes(client)
     recorded = {
         state.agent.agent_id: state async for page in record.reader.states(page_size=500) for state in page
@@ -60,7 +69,8 @@ async def differences(client: aredis.Redis, record: Record, reporters: Iterable[
         wrong += [f"{agent_id}: {what}" for what in _hash_against_record(hashes[agent_id], recorded[agent_id])]
     wrong += await _sets_against_hashes(client, hashes)
     wrong += await _totals_against_hashes(client, hashes)
-    wrong += await _events_against_record(record, recorded)
+    if events:
+        wrong += await _events_against_record(record, recorded)
     for reporter in reporters:
         wrong += [f"{reporter.agent_id}: {what}" for what in _against_reporter(hashes, reporter)]
     return wrong
@@ -115,8 +125,8 @@ async def _sets_against_hashes(client: aredis.Redis, hashes: Mapping[AgentId, Ha
         wanted = "offline" if fields["status"] == AgentStatus.OFFLINE else "silent" if silent else "seen"
         if stands_in != [wanted]:
             wrong.append(f"{agent_id}: is {fields['status']} and stands in {stands_in}")
-        if wanted == "seen" and fields["has_metrics"] == "1":
-            for key, score in _scores(fields).items():
+        if fields["has_metrics"] == "1":
+            for key, score in _scores(fields, silent=silent).items():
                 expected.setdefault(key, {})[agent_id] = score
     wrong += [
         f"{sorted(members.keys() - hashes.keys())}: in {name}, and have no hash"
@@ -132,11 +142,20 @@ async def _sets_against_hashes(client: aredis.Redis, hashes: Mapping[AgentId, Ha
     return wrong
 
 
-def _scores(fields: Hash) -> dict[str, float]:
-    """The sets in which an agent with metrics stands while it is heard, with its scores."""
+def _scope(fields: Hash, *, silent: bool) -> str:
+    """The family of sets that an agent with metrics stands in: its type's own if searches find it."""
+    hidden = {
+        "silent": silent or fields["status"] == AgentStatus.OFFLINE,
+        "cordoned": fields.get("cordon", "") != "",
+        "busy": fields["status"] == AgentStatus.BUSY,
+    }
+    return ":".join([fields["agent_type"], *[state for state, holds in hidden.items() if holds][:1]])
+
+
+def _scores(fields: Hash, *, silent: bool) -> dict[str, float]:
+    """The sets in which an agent with metrics stands, with its scores."""
     vram, cores = float(fields["gpu_vram_available_gb"]), int(fields["cpu_cores_available"])
-    busy = ":busy" if fields["status"] == AgentStatus.BUSY else ""
-    scope = fields["agent_type"] + (":cordoned" if fields.get("cordon") else busy)
+    scope = _scope(fields, silent=silent)
     pool = f"{scope}:pool:{encode_pool(fields['pool_name'])}"
     scores = {f"{scope}:vram": vram, f"{scope}:cores": float(cores), f"{pool}:vram": vram}
     for name in memberships(cores):
@@ -146,11 +165,12 @@ def _scores(fields: Hash) -> dict[str, float]:
 
 async def _totals_against_hashes(client: aredis.Redis, hashes: Mapping[AgentId, Hash]) -> list[str]:
     """Only what is not zero: a total that came down to zero may stay."""
+    silent = {member.decode() for member in await client.zrange(KEYS.silent, 0, -1)}
     expected: dict[str, Counter[str]] = {}
-    for fields in hashes.values():
+    for agent_id, fields in hashes.items():
         gpu, status = fields["gpu_type"], fields["status"]
         heard = status != AgentStatus.OFFLINE
-        free = status == AgentStatus.ONLINE and fields["indexed"] != "" and not fields.get("cordon")
+        free = fields["indexed"] != "" and _scope(fields, silent=agent_id in silent) == fields["agent_type"]
         added = {
             f"{gpu}:{status}": 1,
             f"{gpu}:cordoned": int(bool(fields.get("cordon"))),

@@ -33,9 +33,13 @@ end
 -- The id for a new entry of a stream, by the same clock as everything else in this script.
 local function next_id(key)
     if not injected then return '*' end
-    -- Like '*', an injected id never goes below the last one when the clock steps back.
-    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-    return string.format('%.0f-*', last and math.max(now, tonumber((split_id(last[1])))) or now)
+    -- Like '*', an injected id never goes below the last one when the clock steps back, or XSETID raised it.
+    local info = redis.pcall('XINFO', 'STREAM', key)
+    local ms = now
+    for i = 1, info.err and 0 or #info, 2 do
+        if info[i] == 'last-generated-id' then ms = math.max(ms, tonumber((split_id(info[i + 1])))) end
+    end
+    return string.format('%.0f-*', ms)
 end
 
 local function append(...)

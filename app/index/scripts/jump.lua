@@ -15,7 +15,7 @@ if known[1] then
     local at = tonumber(known[1])
     if math.abs(now - at) < 3 * tolerance and math.abs(shift - tonumber(known[3])) < tolerance then return 0 end
     -- A jump on the heels of another (by the time before it): agents may have been seen before both.
-    if math.abs(now - shift - at) < tonumber(ARGV[3]) then total = total + tonumber(known[2]) end
+    if math.abs(now - shift - at) < tonumber(ARGV[3]) then total = total + math.max(0, tonumber(known[2])) end
 end
 redis.call('HSET', clock_key, 'at_ms', string.format('%.0f', now), 'shift_ms', string.format('%.0f', total),
     'last_shift_ms', string.format('%.0f', shift))

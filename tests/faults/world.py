@@ -1,0 +1,359 @@
+"""Index and record driven by hand on a clock that the test turns: every step that a process takes, and every way
+in which it may fail to, without a process.
+
+The servers are real; only time, deaths and outages are made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+from app.errors import CapacityUnknownError, IndexUnavailableError, RecordUnavailableError
+from app.index.clock import ManualClock
+from app.index.opening import Index, open_index
+from app.models.capacity import AgentStatus, CapacityPage, CapacityQuery, GpuType
+from app.models.heartbeat import Heartbeat, ResourceMetrics
+from app.models.identity import AgentId, StreamId
+from app.models.log import LogEntry
+from app.record import Record, open_record
+from app.service.orchestrator import OrchestratorService
+from app.settings import Settings
+from tests.faults.fleet import Reporter, Sent
+from tests.faults.settled import differences, unsettled
+from workers.clock_watch import ClockWatch
+from workers.ingest import Ingest
+from workers.reaper import Reaper
+from workers.rebuild import Rebuild
+from workers.recorder import Recorder
+
+START_MS: Final = 1_800_000_000_000
+OFFLINE_AFTER_S: Final = 90.0
+
+Death = Literal["read", "written"]
+
+
+class WorkerDiedError(BaseException):
+    """Passes every `except Exception`, as a SIGKILL would."""
+
+
+class _MortalReader:
+    """A group's reader that dies after it has read, or before it acknowledges what was written."""
+
+    def __init__(self, reader: Any, death: Death) -> None:
+        self._reader = reader
+        self._death = death
+
+    async def read(self) -> list[LogEntry]:
+        entries: list[LogEntry] = await self._reader.read()
+        if self._death == "read":
+            raise WorkerDiedError
+        return entries
+
+    async def ack(self, _stream_ids: Sequence[StreamId]) -> None:
+        raise WorkerDiedError
+
+    async def dead_letter(self, stream_id: StreamId, reason: str) -> None:
+        await self._reader.dead_letter(stream_id, reason)
+
+
+class _SometimesAway:
+    """A port of the record behind a switch; while it is away every call says so."""
+
+    def __init__(self, port: Any, world: World) -> None:
+        self._port = port
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        if self._world.record_away:
+            raise RecordUnavailableError
+        return getattr(self._port, name)
+
+
+class World:
+    """Two ingests and two recorders of each group's work, one reaper, and agents that are told what was taken.
+
+    Attributes:
+        reporters: agents by number; a cloned id has a second one in `clones`.
+        steady_s: seconds since the beginning, whatever the clock was set to.
+        heard_s: when each agent reported of late, by `steady_s`.
+        said: as what each agent last reported itself.
+        record_away: whether the record is.
+        false_offline: agents that were declared offline though they had reported in time.
+    """
+
+    def __init__(self, index: Index, record: Record, settings: Settings, clock: ManualClock) -> None:
+        self.index = index
+        self.record = record
+        self.clock = clock
+        self.settings = settings
+        self.reporters: dict[int, Reporter] = {}
+        self.heard_s: dict[AgentId, deque[float]] = {}
+        self.said: dict[AgentId, AgentStatus] = {}
+        self.steady_s = 0.0
+        self.record_away = False
+        self.false_offline: list[str] = []
+        self.appended = 0
+        self._lost: set[AgentId] = set()
+        self._boots = 0
+        self._recorded_before_flush = StreamId(0)
+        self._jumped_s = -OFFLINE_AFTER_S
+        self._flushed = False
+        self._set_back = False
+        self._unwatched = False
+        self._ingested_s = 0.0
+        self._undated: set[AgentId] = set()
+        away = _SometimesAway
+        self._writer: Any = away(record.writer, self)
+        self.rebuild = Rebuild(index.upkeep, away(record.reader, self), "world")  # type: ignore[arg-type]  # a switch
+        self.reaper = Reaper(index.upkeep, "world", every_s=0)
+        self.watch = ClockWatch(index.upkeep)
+        self.ingests = [self._new_ingest() for _ in range(2)]
+        self.recorders = [self._new_recorder() for _ in range(2)]
+        self.service = OrchestratorService(
+            index.capacity,
+            away(record.capacity, self),  # type: ignore[arg-type]  # a switch in front of it
+            clock=clock,
+            offline_after_s=settings.offline_after_s,
+        )
+
+    # Agents
+
+    def reporter(self, number: int) -> Reporter:
+        if number not in self.reporters:
+            self.reporters[number] = Reporter(AgentId(f"00000000-0000-4000-8000-{number:012x}"))
+        return self.reporters[number]
+
+    async def report(self, *numbers: int, status: AgentStatus = AgentStatus.ONLINE) -> None:
+        """The next heartbeat of each, in this order."""
+        beats = []
+        for number in numbers:
+            self.reporter(number).next()
+            beats.append((self.reporter(number), self.reporter(number).sent[-1]))
+        await self.send(beats, status=status)
+
+    async def send(
+        self, beats: Sequence[tuple[Reporter, Sent]], *, status: AgentStatus = AgentStatus.ONLINE
+    ) -> list[StreamId]:
+        """Appends heartbeats as they were sent, first or once more, and tells who sent them."""
+        try:
+            stream_ids = await self.index.log.append([heartbeat_of(*beat, status) for beat in beats])
+        except IndexUnavailableError:
+            return []
+        for (reporter, sent), stream_id in zip(beats, stream_ids, strict=True):
+            newest = reporter.acknowledged
+            if stream_id <= self._recorded_before_flush:
+                # The clock stands below what the record has, and the rebuild has not raised the ids yet.
+                self._lost.add(reporter.agent_id)
+            elif sent.boot_id == reporter.boot_id and (
+                newest is None or newest[0].boot_id != sent.boot_id or newest[0].seq < sent.seq
+            ):
+                reporter.acknowledged = sent, stream_id
+                self.heard_s.setdefault(reporter.agent_id, deque(maxlen=8)).append(self.steady_s)
+                self.said[reporter.agent_id] = status
+                self._lost.discard(reporter.agent_id)
+                undated = stream_id.ms > self.clock.now_ms()
+                (self._undated.add if undated else self._undated.discard)(reporter.agent_id)
+        self.appended += len(stream_ids)
+        return stream_ids
+
+    def restart(self, number: int) -> None:
+        self._boots += 1
+        self.reporter(number).restart(f"boot-{self._boots + 1}")
+
+    # Workers
+
+    async def ingest(self, which: int = 0, *, death: Death | None = None) -> None:
+        """One round; a worker that dies is replaced by one that does not know what it had read."""
+        self._ingested_s = self.steady_s
+        worker = self.ingests[which]
+        if death is not None:
+            worker = Ingest(_MortalReader(worker._reader, death), self.index.upkeep)  # type: ignore[arg-type]
+            self.ingests[which] = self._new_ingest()
+        with suppress(IndexUnavailableError, WorkerDiedError):
+            await worker.run_once()
+
+    async def record_round(self, which: int = 0, *, death: Death | None = None) -> None:
+        worker = self.recorders[which]
+        if death is not None:
+            worker = Recorder(_MortalReader(worker._reader, death), self._writer)  # type: ignore[arg-type]
+            self.recorders[which] = self._new_recorder()
+        with suppress(IndexUnavailableError, RecordUnavailableError, WorkerDiedError):
+            await worker.run_once()
+
+    async def reap(self) -> None:
+        before = await self._statuses()
+        await self.reaper.sweep()
+        for agent_id, status in (await self._statuses()).items():
+            declared = status == AgentStatus.OFFLINE and before.get(agent_id, status) != status
+            if declared and self._longest_silence_s(agent_id) < self.settings.offline_after_s:
+                self.false_offline.append(f"{agent_id}: declared offline without having been silent for long")
+
+    def _longest_silence_s(self, agent_id: AgentId) -> float:
+        """Of late: a heartbeat that ended a silence may not have been applied yet."""
+        heard = [*self.heard_s[agent_id], self.steady_s]
+        return max(later - earlier for earlier, later in pairwise(heard))
+
+    async def rebuild_if_due(self) -> None:
+        with suppress(IndexUnavailableError, RecordUnavailableError):
+            if await self.index.upkeep.current_epoch() is None:
+                await self.rebuild.rebuild()
+
+    # Faults
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass in which nothing runs."""
+        self.clock.advance(seconds)
+        self.steady_s += seconds
+        self._unwatched = self._unwatched or self._set_back
+
+    async def wait(self, seconds: float) -> None:
+        """Lets time pass in which the reaper runs."""
+        left = seconds
+        while left > 0:
+            self.clock.advance(min(left, 15.0))
+            self.steady_s += min(left, 15.0)
+            left -= 15.0
+            with suppress(IndexUnavailableError):
+                await self.reap()
+
+    async def jump(self, seconds: float) -> None:
+        """Sets the server's clock, and lets the workers notice."""
+        await self.watch.look()
+        self.clock.jump(seconds)
+        self._set_back = self._set_back or seconds < 0
+        await self.watch.look()
+        self._jumped_s = self.steady_s
+
+    async def flush(self) -> None:
+        """FLUSHALL: what was not recorded yet is gone, and only that."""
+        await self.index.capacity._client.flushall()
+        self._flushed = True
+        self._recorded_before_flush = await self.record.reader.greatest_position() or StreamId(0)
+        pages = [page async for page in self.record.reader.states(page_size=500)]
+        recorded = {state.agent.agent_id: state for page in pages for state in page}
+        if self.steady_s - self._jumped_s < OFFLINE_AFTER_S:
+            # With the data went the note that the clock was set: until they report again nobody can tell.
+            self._lost.update(self.heard_s)
+        for reporter in self.reporters.values():
+            state = recorded.get(reporter.agent_id)
+            if state is None or state.order.holder is None:
+                reporter.acknowledged = None
+                self._lost.add(reporter.agent_id)
+                continue
+            kept = Sent(state.order.holder.boot_id, state.order.holder.seq)
+            if reporter.acknowledged is not None and reporter.acknowledged[1] > state.order.last_id:
+                reporter.acknowledged = (kept, state.order.last_id) if kept.boot_id == reporter.boot_id else None
+                self._lost.add(reporter.agent_id)
+
+    # The end
+
+    async def settle(self) -> None:
+        """Everything works again until nothing is left to do."""
+        self.record_away = False
+        for _ in range(200):
+            await self.rebuild_if_due()
+            for which in range(2):
+                await self.ingest(which)
+                await self.record_round(which)
+            why = await unsettled(self.index.capacity._client)
+            if not why or why.startswith("silent"):
+                return
+        raise AssertionError(f"it does not become quiet: {why}")
+
+    async def differences(self) -> list[str]:
+        client = self.index.capacity._client
+        # A transition may have been flushed before it was recorded.
+        found = await differences(client, self.record, self.reporters.values(), events=not self._flushed)
+        return [*found, *self.false_offline]
+
+    async def search(self, **wanted: Any) -> CapacityPage | None:
+        """None where neither store can tell."""
+        try:
+            return await self.service.find(CapacityQuery(**wanted))
+        except (CapacityUnknownError, IndexUnavailableError, RecordUnavailableError):
+            return None
+
+    async def misjudged(self) -> list[str]:
+        """Agents that a search shows though they have long been silent, or hides though they just reported."""
+        page = await self.search(limit=10_000)
+        assert page is not None
+        found = {row.agent_id for row in page.agents}
+        limit_s = self.settings.offline_after_s
+        wrong = []
+        for agent_id, heard_s in self.heard_s.items():
+            silent_s = self.steady_s - heard_s[-1]
+            online = self.said[agent_id] is AgentStatus.ONLINE
+            if agent_id in self._lost:
+                continue
+            # A heartbeat from before the clock was set back looks fresh when that time comes again. Reapers take
+            # such agents out; without one for all that time they come back.
+            too_long = self._surely_silent_s(agent_id) > 2 * limit_s and not self._unwatched
+            if agent_id in found and (too_long or not online):
+                wrong.append(f"{agent_id}: found after {silent_s} s of silence, last {self.said[agent_id]}")
+            if agent_id not in found and online and silent_s < limit_s:
+                wrong.append(f"{agent_id}: not found {silent_s} s after its heartbeat")
+        return wrong
+
+    def _surely_silent_s(self, agent_id: AgentId) -> float:
+        """An entry that had to be given an id of the future counts as received when it was applied."""
+        heard_s = self.heard_s[agent_id][-1]
+        return self.steady_s - (max(heard_s, self._ingested_s) if agent_id in self._undated else heard_s)
+
+    def _new_ingest(self) -> Ingest:
+        return Ingest(self.index.index_reader(), self.index.upkeep)
+
+    def _new_recorder(self) -> Recorder:
+        return Recorder(self.index.record_reader(), self._writer)
+
+    async def _statuses(self) -> dict[AgentId, str]:
+        client = self.index.capacity._client
+        pipeline = client.pipeline(transaction=False)
+        known = [reporter.agent_id for reporter in self.reporters.values()]
+        for agent_id in known:
+            pipeline.hget(self.index.keys.agent(agent_id), "status")
+        values = await pipeline.execute()
+        return {agent_id: value.decode() for agent_id, value in zip(known, values, strict=True) if value}
+
+
+def heartbeat_of(reporter: Reporter, sent: Sent, status: AgentStatus) -> Heartbeat:
+    return Heartbeat(
+        agent_id=reporter.agent_id,
+        boot_id=sent.boot_id,
+        seq=sent.seq,
+        status=status,
+        resource_metrics=ResourceMetrics(
+            gpu_vram_available_gb=sent.vram, cpu_cores_available=sent.cores, gpu_type=GpuType.NVIDIA
+        ),
+    )
+
+
+def world_settings(redis_url: str, record_url: str, **changes: Any) -> Settings:
+    return Settings(
+        redis_url=redis_url,
+        database_url=record_url,
+        stream_block_s=0.001,
+        takeover_after_s=0.001,
+        offline_after_s=OFFLINE_AFTER_S,
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def opened_world(settings: Settings) -> AsyncIterator[World]:
+    """On an empty Redis and an empty, migrated record; the epoch is open, its grace over."""
+    clock = ManualClock(START_MS)
+    index = open_index(settings, purpose="world", clock=clock)
+    record = open_record(settings)
+    try:
+        world = World(index, record, settings, clock)
+        await world.watch.look()
+        await world.rebuild_if_due()
+        world.advance(OFFLINE_AFTER_S)
+        yield world
+    finally:
+        await record.close()
+        await index.close()
