@@ -51,6 +51,8 @@ def settled(page: Page) -> None:
     if page.locator("#link-state").count():
         until_live(page)
     page.wait_for_load_state("load")
+    if page.locator("rapi-doc").count():
+        page.get_by_text("/api/v1/agents/available-capacity").first.wait_for(timeout=30_000)
     page.wait_for_timeout(700)
 
 
@@ -97,7 +99,7 @@ def test_pictures_with_hostile_names_are_well_formed(
     assert "<script" not in house.get(f"/widgets/{view}.svg", agent_id=hostile).text
 
 
-@pytest.mark.parametrize("path", [*PAGES, *WIDGETS])
+@pytest.mark.parametrize("path", [*PAGES, *WIDGETS, "/docs"])
 def test_nothing_serious_for_those_who_see_or_point_otherwise(hostile: str, open_page: Open, path: str) -> None:
     page = open_page(address(path, hostile), bypass_csp=True)
     settled(page)
