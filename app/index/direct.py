@@ -94,7 +94,7 @@ class DirectIndex:
     def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         """As `find`; an answer without agents is given only after `wait_s`."""
         deadline = time.monotonic() + wait_s
-        steps = partial(self._lookups.find, query, with_total=False)
+        steps = partial(self._lookups.find, with_total=False)
         block_s = self._timeout_s / 2
         return self._run(
             lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)
@@ -320,7 +320,7 @@ class AsyncDirectIndex:
 
     async def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         deadline = time.monotonic() + wait_s
-        steps = partial(self._lookups.find, query, with_total=False)
+        steps = partial(self._lookups.find, with_total=False)
         block_s = self._timeout_s / 2
         return await self._links.run(
             lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)

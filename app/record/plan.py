@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Select, Text, cast, insert, select, update
+from sqlalchemy import Select, Text, cast, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models.capacity import GpuType
@@ -21,6 +21,8 @@ from app.service.ports import OpenTasks
 
 _tasks: Final = plan_tasks.c
 _GENERATION: Final = "assignments"
+_THIN_SLICE: Final = 100
+_THIN_SLICES: Final = 50
 _COLUMNS: Final = (
     *(column for column in plan_tasks.columns if column.name not in {"depends_on", "queued_us"}),
     cast(_tasks.depends_on, Text).label("depends_on"),
@@ -115,6 +117,28 @@ class RecordedPlans:
                     .values(status=changed.status.value, ended_at=changed.ended_at)
                 )
             return task
+
+
+async def thin_plans(database: Database, *, before: datetime) -> int:
+    """Deletes plans from before a moment of which everything has ended, in slices; returns how many tasks went."""
+    unfinished = select(_tasks.task_id).where(
+        _tasks.plan_id == plans.c.plan_id, _tasks.status.not_in([status.value for status in ENDED])
+    )
+    old = (
+        select(plans.c.plan_id)
+        .where(plans.c.created_at < before, ~exists(unfinished))
+        .order_by(plans.c.created_at)
+        .limit(_THIN_SLICE)
+    )
+    deleted = 0
+    for _ in range(_THIN_SLICES):
+        async with database.writing() as connection:
+            ids = (await connection.scalars(old)).all()
+            deleted += (await connection.execute(delete(plan_tasks).where(_tasks.plan_id.in_(ids)))).rowcount
+            await connection.execute(delete(plans).where(plans.c.plan_id.in_(ids)))
+        if len(ids) < _THIN_SLICE:
+            break
+    return deleted
 
 
 async def _generation(connection: AsyncConnection) -> int:

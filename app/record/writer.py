@@ -21,6 +21,7 @@ from app.record.connect import Database
 from app.record.cordon import record_cordons
 from app.record.failures import DRIVER_ERRORS, OvertakenError, is_bad_row, is_collision, translated
 from app.record.fold import AgentState, Fold
+from app.record.plan import thin_plans
 from app.record.registry import STATE, Written, order_row, state_of, status_row, whole_row, written_of
 from app.record.tables import agent_events, agent_history, agent_registry, record_gaps, record_positions
 from app.settings import Settings
@@ -222,7 +223,8 @@ class Writer:
             return 0
         # By the log's own time: a clock that jumps forward must not delete what is not old.
         deleted = await self._thin(agent_history, agent_history.c.slot_ms, newest - self._history_keep_ms)
-        return deleted + await self._thin(agent_events, agent_events.c.entry_ms, newest - self._events_keep_ms)
+        deleted += await self._thin(agent_events, agent_events.c.entry_ms, newest - self._events_keep_ms)
+        return deleted + await thin_plans(self._database, before=rows.moment(newest - self._events_keep_ms))
 
     async def _thin(self, table: Table, column: Column[int], below_ms: int) -> int:
         """A transaction per slice: neither locks nor the log of the database grow with what there is to delete."""

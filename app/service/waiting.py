@@ -115,7 +115,7 @@ class WaitingService:
         deadline = time.monotonic() + wait_s
         group = self._groups.get(query)
         if wait_s <= 0 or group is None or not self._hub.live:
-            page = await self._orchestrator.find(query)
+            page = await self._search(query)
             if page.agents or wait_s <= 0:
                 return page
         if self._waiting >= self._most or self._draining:
@@ -188,6 +188,13 @@ class WaitingService:
             if not group.waiters:
                 self._close(group)
 
+    async def _search(self, query: CapacityQuery) -> CapacityPage:
+        """To the end: a search with filters stops early after very many agents that they refused."""
+        page = await self._orchestrator.find(query)
+        while not page.agents and page.cursor is not None:
+            page = await self._orchestrator.find(msgspec.structs.replace(query, after=page.cursor))
+        return page
+
     async def _join_hub(self) -> None:
         try:
             await self._hub.join(self)
@@ -251,7 +258,7 @@ class WaitingService:
         async with self._looks:
             WAITER_LOOKS.inc()
             try:
-                page = await self._orchestrator.find(group.query)
+                page = await self._search(group.query)
             except UnavailableError as away:
                 group.away = away
                 return
