@@ -131,12 +131,13 @@ def test_a_quota_lowers_only_what_is_available_by_what_its_members_use(tmp_path:
     clock = Clock()
     probe = CpuProbe(clock, in_group(tmp_path, "0::/\n"))
     clock.time_s += 10
-    (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("usage_usec 25000000\n")
+    (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("usage_usec 27000000\n")
     reading = probe.read()
     assert (reading.cores_physical, reading.cores_available) == (16, 3)
     assert reading.limits == ("quota leaves 3",)
     clock.time_s += 10
-    assert probe.read().cores_available == 6
+    (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("usage_usec 27010000\n")
+    assert probe.read().cores_available == 6, "what the agent itself uses takes no core"
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
     assert probe.read().cores_available == 16
 

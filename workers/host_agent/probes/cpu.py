@@ -73,7 +73,10 @@ class CpuProbe:
         return self._physical
 
     def _free_of_quota(self) -> int | None:
-        """Whole cores that the control group's quota leaves after what its members used since the last reading."""
+        """Cores that the control group's quota leaves after what its members used since the last reading.
+
+        To the nearest whole one, as with the load: the agent is a member too, and what little it uses is no core.
+        """
         before, before_s = self._quota, self._quota_read_s
         quota = self._quota = self._cgroups.cpu_quota()
         self._quota_read_s = self._clock.now_s()
@@ -83,7 +86,7 @@ class CpuProbe:
         passed_s = self._quota_read_s - before_s
         if before is not None and before.cores == quota.cores and passed_s > 0:
             used_cores = max(quota.used_s - before.used_s, 0.0) / passed_s
-        return max(int(quota.cores - used_cores), 0)
+        return min(max(int(quota.cores - used_cores + 0.5), 0), int(quota.cores))
 
     def _pinned_to(self) -> frozenset[int] | None:
         """The processors this process may use, where that is not all of them."""
