@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +19,8 @@ from workers.host_agent.probes.gpu import VENDORS
 
 ENV_PREFIX: Final = "HEADROOM_AGENT_"
 _LISTS: Final = ("server", "gpu")
+# What a header can carry; a line break would be an error at every delivery.
+_HEADER_TEXT: Final = r"^[\x20-\x7e]*\Z"
 _SYSTEM_STATE_DIR: Final = Path("/var/lib/headroom-agent")
 
 
@@ -58,7 +61,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         tuple[Annotated[str, Meta(pattern=r"^https?://[^/]")], ...],
         Meta(min_length=1, description="Addresses of the API or of a gateway; the next is tried when one fails."),
     ] = ("http://127.0.0.1:8000",)
-    token: Annotated[str, Meta(description="Sent as `Authorization: Bearer …`.")] = ""
+    token: Annotated[str, Meta(pattern=_HEADER_TEXT, description="Sent as `Authorization: Bearer …`.")] = ""
     token_file: Annotated[
         str, Meta(description="File that holds the token; read anew for each connection, so it can be rotated.")
     ] = ""
@@ -135,7 +138,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(pattern=r"^.+:[0-9]{1,5}$", description="Address and port that `headroom agent gateway` listens on."),
     ] = "127.0.0.1:8010"
     gateway_token: Annotated[
-        str, Meta(description="Token that agents must send to this gateway; empty asks for none.")
+        str,
+        Meta(
+            pattern=_HEADER_TEXT, description="Token that agents must send to this gateway; empty asks for none."
+        ),
     ] = ""
     gateway_batch_s: Annotated[
         float, Meta(gt=0, le=10, description="How long a gateway collects heartbeats before it sends them on.")
@@ -201,6 +207,13 @@ def _check(name: str, value: Any, where: str) -> None:
     except msgspec.ValidationError as error:
         # The message names the rule and the path, never the value: tokens pass here too.
         raise StartupRefusedError(f"{where}: {error}") from error
+    for server in value if name == "server" else ():
+        try:
+            complete = bool(urlsplit(server).hostname) and urlsplit(server).port != 0
+        except ValueError as error:
+            raise StartupRefusedError(f"{where}: {server}: {error}") from error
+        if not complete:
+            raise StartupRefusedError(f"{where}: {server} names no host, or port 0")
 
 
 def _path(expected: type, value: Any) -> Any:

@@ -189,11 +189,18 @@ def _token_reader(config: Config) -> Callable[[], str]:
     def read() -> str:
         nonlocal last
         try:
-            last = Path(config.token_file).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            last = _token_of(Path(config.token_file))
+        except (OSError, ValueError) as error:
             # While it is being replaced the old one may still do.
             if not last:
                 raise StartupRefusedError(f"token_file cannot be read: {error}") from error
         return last
 
     return read
+
+
+def _token_of(path: Path) -> str:
+    token = path.read_text(encoding="ascii").strip()
+    if not token.isprintable():
+        raise ValueError("it holds more than one line of text")
+    return token

@@ -165,3 +165,17 @@ def test_paths_that_are_not_given_are_in_the_state_directory(tmp_path: Path) -> 
     assert (config.busy_path, config.claims_path) == (tmp_path / "busy", tmp_path / "claims.d")
     config = load({"busy_file": "/b", "claims_dir": "/c"}).config
     assert (config.busy_path, config.claims_path) == (Path("/b"), Path("/c"))
+
+
+@pytest.mark.parametrize("name", ["token", "gateway_token"])
+def test_a_token_that_no_header_can_carry_is_refused_unseen(name: str) -> None:
+    for token in ("hush-hush\n", "hush\nhush", "hush\u20ac"):
+        with pytest.raises(StartupRefusedError, match=name) as refusal:
+            load({name: token})
+        assert "hush" not in refusal.value.detail
+
+
+@pytest.mark.parametrize("server", ["http://a:99999", "http://a:b", "http://[::1", "http://:80", "http://a:0"])
+def test_an_address_that_is_none_is_refused(server: str) -> None:
+    with pytest.raises(StartupRefusedError, match="flag: server"):
+        load({"server": ["http://fine:8000", server]})

@@ -108,6 +108,10 @@ def test_the_token_is_read_anew_from_its_file_and_outlives_its_replacement(
 def test_without_its_token_file_or_certificates_it_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(StartupRefusedError, match="token_file"):
         open_delivery(Config(token_file=str(tmp_path / "missing")), NeverStops())
+    (tmp_path / "two-lines").write_text("hush-hush\nhush")
+    with pytest.raises(StartupRefusedError, match="token_file") as refusal:
+        open_delivery(Config(token_file=str(tmp_path / "two-lines")), NeverStops())
+    assert "hush" not in refusal.value.detail
     with pytest.raises(StartupRefusedError, match="ca_file"):
         open_delivery(Config(server=("https://a",), ca_file=str(tmp_path / "missing")), NeverStops())
 
