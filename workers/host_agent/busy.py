@@ -28,9 +28,10 @@ class BusyCheck:
         self._deadline_s = deadline_s
         self._last = False
         self._told = ""
+        self._told_flag = False
 
     def busy(self) -> bool:
-        if self._flag.exists():
+        if self._flagged():
             return True
         if not self._command:
             return False
@@ -42,6 +43,18 @@ class BusyCheck:
             _log.warning("The --busy-when command %s; still taken as %s", trouble, standing)
         self._told = trouble
         return self._last
+
+    def _flagged(self) -> bool:
+        try:
+            flagged = self._flag.exists()
+        except OSError as error:
+            # A folder that the agent may not enter, as home directories are to the service.
+            if not self._told_flag:
+                _log.warning("The busy file %s cannot be looked for: %s", self._flag, error.strerror)
+            self._told_flag = True
+            return False
+        self._told_flag = False
+        return flagged
 
     def _run(self) -> tuple[int | None, str]:
         """The command's status, None if it has none, and what went wrong in words."""

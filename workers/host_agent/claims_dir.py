@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -36,11 +37,19 @@ class _CpuUse(NamedTuple):
     used_s: float
 
 
+class _Trusted(NamedTuple):
+    """A file that was found to be about this process."""
+
+    written_ns: int
+    process: psutil.Process
+
+
 class ClaimsDir:
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
         self._clock = clock
         self._cpu: dict[str, _CpuUse] = {}
+        self._trusted: dict[str, _Trusted] = {}
 
     def pending(self) -> bool:
         return bool(self._files())
@@ -49,8 +58,13 @@ class ClaimsDir:
         """What each running claim uses: GPU memory (NVIDIA tells), memory, whole cores since the last reading."""
         claims = []
         cpu: dict[str, _CpuUse] = {}
+        trusted: dict[str, _Trusted] = {}
         for path in self._files():
-            processes = self._processes(path)
+            found = self._process(path)
+            if found is None:
+                continue
+            trusted[path.name] = found
+            processes = _with_descendants(found.process)
             if not processes:
                 continue
             used_mib = sum(
@@ -69,7 +83,7 @@ class ClaimsDir:
                     memory_gb=round(memory_bytes / _GIB, 2),
                 )
             )
-        self._cpu = cpu
+        self._cpu, self._trusted = cpu, trusted
         return tuple(claims)
 
     def _files(self) -> list[Path]:
@@ -79,22 +93,29 @@ class ClaimsDir:
             return []
         return entries[:_MOST_CLAIMS]
 
-    def _processes(self, path: Path) -> list[psutil.Process]:
-        """The claim's process and its descendants; empty when it is gone or its number is another's by now."""
+    def _process(self, path: Path) -> _Trusted | None:
+        """The claim's process; None when it is gone or its number is another's by now."""
         try:
-            written_s = path.stat().st_mtime
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                # Opening a named pipe would wait for its writer, for ever.
+                return None
             with path.open("rb") as file:
                 content = file.read(_LARGEST_FILE_BYTES).strip()
             pid = int(content) if content.isdigit() else msgspec.json.decode(content, type=_ClaimFile).pid
             process = psutil.Process(pid)
-            if process.create_time() > written_s + _START_SLACK_S:
-                return []
-            return [process, *process.children(recursive=True)]
+            before = self._trusted.get(path.name)
+            # Start times move with the machine's clock and file times do not: what was once found stays found.
+            if before is not None and (before.written_ns, before.process) == (status.st_mtime_ns, process):
+                return before
+            if process.create_time() > status.st_mtime + _START_SLACK_S:
+                return None
+            return _Trusted(status.st_mtime_ns, process)
         except psutil.Error:
-            return []
+            return None
         except (OSError, ValueError, OverflowError) as error:
             _log.debug("The claim file %s cannot be read: %s", path.name, error)
-            return []
+            return None
 
     def _usage(self, processes: list[psutil.Process]) -> tuple[int, _CpuUse]:
         memory_bytes, used_s = 0, 0.0
@@ -108,3 +129,10 @@ class ClaimsDir:
                 # It ended between the listing and now.
                 continue
         return memory_bytes, _CpuUse(self._clock.now_s(), used_s)
+
+
+def _with_descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []

@@ -133,3 +133,28 @@ def test_a_claim_that_ends_is_gone_from_the_next_heartbeat(
     worker.wait()
     assert claims.read([]) == ()
     assert RunningClaim(claim_id="claim-1") not in claims.read([])
+
+
+def test_a_busy_file_out_of_reach_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Too long a name is refused to root as well, whom no folder keeps out.
+    check = BusyCheck(tmp_path / ("x" * 300), "true")
+    with caplog.at_level(logging.WARNING):
+        assert [check.busy(), check.busy()] == [True, True], "the command still counts"
+    assert len(caplog.records) == 1
+
+
+def test_a_named_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "claim-1")
+    assert ClaimsDir(tmp_path, SystemClock()).read([]) == ()
+
+
+def test_a_claim_outlives_a_jump_of_the_clock(
+    tmp_path: Path, worker: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "claim-1").write_text(str(worker.pid))
+    claims = ClaimsDir(tmp_path, SystemClock())
+    assert len(claims.read([])) == 1
+    an_hour_later = psutil.Process(worker.pid).create_time() + 3600
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: an_hour_later)
+    assert len(claims.read([])) == 1
+    assert ClaimsDir(tmp_path, SystemClock()).read([]) == (), "a file never seen before is another's"
