@@ -27,6 +27,11 @@ STREAM_LOST = Counter("headroom_lost_entries", "Log entries trimmed before a gro
 VISIBILITY_SECONDS = Histogram(
     "headroom_visibility_seconds", "From a heartbeat's receipt to its application.", buckets=_SECONDS
 )
+CLOCK_SKEW_SECONDS = Histogram(
+    "headroom_clock_skew_seconds",
+    "How far the agents' clocks are from Redis's, either way.",
+    buckets=(0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86_400.0),
+)
 SWEPT = Counter("headroom_swept_agents", "Agents taken out because they fell silent.")
 MASS_SILENCE = Gauge("headroom_mass_silence", "1 while the brake holds because most of the fleet fell silent.")
 FEED_BEHIND = Gauge("headroom_feed_behind", "1 while the change feed cannot be read.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.models.heartbeat import Heartbeat
 from app.models.order import Outcome
-from app.telemetry import HEARTBEATS, VISIBILITY_SECONDS, logger
+from app.telemetry import CLOCK_SKEW_SECONDS, HEARTBEATS, VISIBILITY_SECONDS, logger
 
 if TYPE_CHECKING:
     from app.index.stream import GroupReader
@@ -49,6 +49,8 @@ class Ingest:
         if heartbeats:
             # The one that waited longest stands for its batch.
             VISIBILITY_SECONDS.observe(max(0.0, time.time() * 1000 - heartbeats[0][0].ms) / 1000)
-        for (_, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
+        for (stream_id, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
+            if heartbeat.sent_at is not None:
+                CLOCK_SKEW_SECONDS.observe(abs(heartbeat.sent_at.timestamp() - stream_id.ms / 1000))
             if outcome is Outcome.CLONED:
                 _log.warning("Two machines report under one id", agent_id=heartbeat.agent_id)

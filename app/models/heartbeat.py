@@ -23,6 +23,7 @@ from app.models.identity import (
 )
 
 WIRE_VERSION: Final = 1
+_MAX_SEQ: Final = 2**63 - 1
 
 
 class ResourceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,7 +133,9 @@ def _refuse_impossible(heartbeat: Heartbeat) -> None:
         or not is_agent_type(heartbeat.agent_type)
         or not 1 <= len(heartbeat.pool_name) <= MAX_POOL_NAME
         or (heartbeat.seq is None) != (heartbeat.boot_id is None)
-        or (heartbeat.seq is not None and heartbeat.seq < 0)
+        or (heartbeat.seq is not None and not 0 <= heartbeat.seq <= _MAX_SEQ)
+        or (heartbeat.boot_id is not None and not heartbeat.boot_id.isprintable())
+        or "\0" in heartbeat.pool_name + heartbeat.hostname
         or not all(number is None or 0 <= number < math.inf for number in numbers)
         or not all(number is None or number <= MAX_CORES for number in cores)
     ):

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aredis
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from app.errors import RecordUnavailableError
@@ -65,6 +67,7 @@ class House:
         self.postgres = Proxy(database_port)
         self._closing: list[Any] = [self.redis, self.postgres]
         self.processes: list[Process] = []
+        self._metrics: dict[int, int] = {}
         self.by_name: dict[str, Process] = {}
         self.ports: list[int] = []
         self._fleets: list[Fleet] = []
@@ -86,15 +89,19 @@ class House:
             **self._settings,
             **settings,
         }
+        metrics_port = free_port()
         if name == "api":
-            chosen["port"] = free_port()
-            self.ports.append(chosen["port"])
+            chosen["port"] = metrics_port
+            self.ports.append(metrics_port)
+        else:
+            chosen["metrics_port"] = metrics_port
         output = self._directory / f"{len(self.processes)}-{name}.log"
         output.touch()
         arguments = ["api"] if name == "api" else ["worker", name]
         process = self._nursery.start(arguments, _environment(chosen), output=output, stop_at=stop_at)
         self.processes.append(process)
         self.by_name[name] = process
+        self._metrics[process.pid] = metrics_port
         return process
 
     def move_to(self, valkey: ValkeyServer) -> None:
@@ -127,6 +134,14 @@ class House:
         self._fleets.append(fleet)
         self._closing.append(fleet)
         return fleet
+
+    def counted(self, name: str, metric: str, **labels: str) -> float:
+        """A figure of the newest process of that name; 0 when it has not counted yet."""
+        url = f"http://127.0.0.1:{self._metrics[self.by_name[name].pid]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            samples = [sample for family in families for sample in family.samples]
+        return sum(one.value for one in samples if one.name == metric and labels.items() <= one.labels.items())
 
     def until_answering(self, port: int, *, timeout_s: float = 60.0) -> None:
         def answers() -> bool:
