@@ -27,7 +27,11 @@ class _State(msgspec.Struct, frozen=True):
 
 
 def read_agent_id(state_dir: Path, machine: Machine) -> str | None:
-    """The kept UUID, or None where there is none that belongs to this machine. Writes nothing."""
+    """The kept UUID, or None where there is none that belongs to this machine. Writes nothing.
+
+    Raises:
+        StartupRefusedError: there is a state file that cannot be read.
+    """
     return _read_state(state_dir, machine)[0]
 
 
@@ -35,8 +39,8 @@ def keep_agent_id(state_dir: Path, machine: Machine) -> str:
     """The machine's UUID, made and written at the first call.
 
     Raises:
-        StartupRefusedError: the state cannot be written; with an identity that is forgotten at every start, the
-            fleet would fill with machines that never come back.
+        StartupRefusedError: the state cannot be read or written; with an identity that is forgotten at every
+            start, the fleet would fill with machines that never come back.
     """
     known, kept = _read_state(state_dir, machine)
     agent_id = known or str(uuid.uuid4())
@@ -60,8 +64,14 @@ def _read_state(state_dir: Path, machine: Machine) -> tuple[str | None, Machine]
         state = msgspec.json.decode((state_dir / _STATE).read_bytes(), type=_State)
     except FileNotFoundError:
         return None, machine
-    except (OSError, msgspec.DecodeError) as error:
-        _log.warning("The state file cannot be read (%s); a new identity is made", type(error).__name__)
+    except OSError as error:
+        # It may be whole: a disk in trouble or a missing right must not cost the machine its name.
+        raise StartupRefusedError(
+            f"The identity in {state_dir} cannot be read ({error.strerror}): make {_STATE} readable, "
+            "or delete it for a new identity"
+        ) from error
+    except msgspec.DecodeError as error:
+        _log.warning("The state file is broken (%s); a new identity is made", type(error).__name__)
         return None, machine
     difference = machine.differs_from(state.machine)
     if difference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -67,6 +68,19 @@ def test_a_crash_while_writing_leaves_the_old_file(
 def test_a_broken_state_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "identity.json").write_bytes(content)
     made = keep_agent_id(tmp_path, MACHINE)
+    assert keep_agent_id(tmp_path, MACHINE) == made
+
+
+def test_a_state_file_that_cannot_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = keep_agent_id(tmp_path, MACHINE)
+
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(Path, "read_bytes", fail)
+        with pytest.raises(StartupRefusedError, match="cannot be read"):
+            keep_agent_id(tmp_path, MACHINE)
     assert keep_agent_id(tmp_path, MACHINE) == made
 
 
