@@ -27,14 +27,15 @@ class Schedule:
     def after_answer(self, *, started_s: float, now_s: float, next_heartbeat_s: float | None) -> float:
         """The due time after an answered heartbeat; its mean distance from the last is the server's wish.
 
-        Counted from the start of the last round, so that slow deliveries do not slow the rate, but never in the
-        past: a machine that slept reports once, not once for each missed interval.
+        Counted from the start of the last round, so that slow deliveries do not slow the rate. One that took most
+        of the interval, as when the machine slept meanwhile, has only just arrived: it is counted from then on.
         """
         self.failures = 0
         if next_heartbeat_s is not None:
             self.interval_s = min(max(next_heartbeat_s, MIN_INTERVAL_S), MAX_INTERVAL_S)
         gap_s = self.interval_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
-        return max(started_s + gap_s, now_s + self.interval_s * _JITTER)
+        due_s = started_s + gap_s
+        return due_s if due_s - now_s >= self.interval_s / 2 else now_s + gap_s
 
     def after_failure(self, *, now_s: float, retry_after_s: float | None) -> float:
         """The due time of the next try: 1, 2, 4 … 60 s with jitter, later where the server asks for it."""

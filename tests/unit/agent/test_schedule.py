@@ -79,3 +79,9 @@ def test_success_ends_the_backoff() -> None:
         planned.after_failure(now_s=0, retry_after_s=None)
     planned.after_answer(started_s=0, now_s=0, next_heartbeat_s=None)
     assert planned.after_failure(now_s=0, retry_after_s=None) <= 1.25
+
+
+def test_after_a_delivery_slept_through_the_next_is_not_close_behind() -> None:
+    assert schedule().after_answer(started_s=0, now_s=3600, next_heartbeat_s=30) >= 3600 + 28.5
+    assert schedule().after_answer(started_s=0, now_s=29, next_heartbeat_s=30) >= 29 + 28.5
+    assert schedule().after_answer(started_s=0, now_s=5, next_heartbeat_s=30) <= 31.5
