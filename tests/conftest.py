@@ -59,3 +59,8 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
     name = postgres_server.create_database()
     yield postgres_server.database_url(name)
     postgres_server.drop_database(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come last: Playwright's event loop runs on in this thread, and asyncio allows one at a time."""
+    items.sort(key=lambda item: "browser" in item.path.parts)

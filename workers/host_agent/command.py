@@ -77,7 +77,7 @@ def _run_agent(loaded: Loaded) -> int:
     clock, rng, manager = SystemClock(), random.Random(), ServiceManager()  # noqa: S311  # jitter, not secrets
     with SignalPause() as pause, only_agent(config.state_dir):
         agent_id = config.agent_id.lower() or keep_agent_id(config.state_dir, this_machine(config.host_root))
-        delivery = open_delivery(config, pause)
+        delivery = open_delivery(config, pause, manager.alive)
         with open_sensors(config, clock, stopping=lambda: pause.stopping) as reporter:
             _log.info("Agent %s reports to %s", agent_id, ", ".join(config.server))
             Agent(

@@ -77,10 +77,12 @@ class Delivery:
         token: Callable[[], str],
         pause: Pause,
         connect: Callable[[str], Transport],
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._servers = servers
         self._timeout_s = timeout_s
         self._token = token
+        self._alive = alive
         self._pause = pause
         self._transports = [connect(server) for server in servers]
         self._current = 0
@@ -94,6 +96,8 @@ class Delivery:
         """
         outcome = Outcome()
         for _ in self._servers:
+            # Several servers that do not answer may take longer together than a watchdog waits.
+            self._alive()
             with self._pause.interruptible():
                 outcome = self._try(path, body, self._timeout_s)
             if outcome.accepted:
@@ -162,7 +166,7 @@ def read_answer(answer: HttpAnswer) -> Outcome:
     return Outcome(refused=answer.status in _AT_FAULT, retry_after_s=answer.retry_after_s, detail=detail)
 
 
-def open_delivery(config: Config, pause: Pause) -> Delivery:
+def open_delivery(config: Config, pause: Pause, alive: Callable[[], None] = lambda: None) -> Delivery:
     """Raises StartupRefusedError when the certificates or the token cannot be read."""
     token = _token_reader(config)
     token()
@@ -178,6 +182,7 @@ def open_delivery(config: Config, pause: Pause) -> Delivery:
         token=token,
         pause=pause,
         connect=functools.partial(Connection, tls=tls),
+        alive=alive,
     )
 
 

@@ -76,13 +76,18 @@ class Collector:
     def take(self, heartbeats: Sequence[Heartbeat]) -> None:
         """Raises UnavailableError while no server is reached, so that agents with another address use it."""
         now_s = self._clock.now_s()
+        full = False
         with self._lock:
             for heartbeat in heartbeats:
                 if heartbeat.agent_id in self._held or len(self._held) < _MOST_AGENTS:
                     self._held[heartbeat.agent_id] = _Held(heartbeat, now_s)
+                else:
+                    full = True
             away = self._away(now_s)
         if away:
             raise UnavailableError("This gateway reaches no server", retry_after_s=_RETRY_AFTER_S)
+        if full:
+            raise UnavailableError("This gateway holds as many agents as it can", retry_after_s=_RETRY_AFTER_S)
 
     def is_cloned(self, agent_id: AgentId) -> bool:
         return agent_id in self._cloned

@@ -219,8 +219,11 @@ def test_at_the_end_what_is_held_is_sent_once_more(site: Site) -> None:
 
 def test_memory_is_bounded_by_the_number_of_agents(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.host_agent.gateway._MOST_AGENTS", 2)
-    for number in range(5):
-        site.take(number, 1)
+    site.take(0, 1)
+    site.take(1, 1)
+    # Never acknowledged and then forgotten: an agent that there is no room for is sent elsewhere.
+    with pytest.raises(UnavailableError, match="as many agents"):
+        site.take(2, 1)
     site.take(0, 2)
     assert site.collector.status().held == 2
 
