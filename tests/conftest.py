@@ -62,5 +62,5 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright's event loop runs on in this thread, and asyncio allows one at a time."""
+    """Browser tests come last: Playwright's event loop goes on in this thread, and asyncio allows only one."""
     items.sort(key=lambda item: "browser" in item.path.parts)

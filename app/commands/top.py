@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
+from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
@@ -113,11 +114,11 @@ class Top(App[None]):
         if not self._trouble:
             self._free = [*self._free, free][-_KEPT_POINTS:]
         self.query_one(Sparkline).data = self._free
-        note = f"  [red]{self._trouble}[/]" if self._trouble else ""
-        self.query_one("#totals", Static).update(
+        totals = (
             f"{len(shown)} of {len(rows)} agents, {len(online)} online\n{free:,.0f} GB free VRAM, "
-            f"{sum(row['cores'] for row in online):,} free cores, by {self._sort}{note}"
+            f"{sum(row['cores'] for row in online):,} free cores, by {self._sort}  "
         )
+        self.query_one("#totals", Static).update(Text.assemble(totals, (self._trouble, "red")))
         self._fill(shown)
 
     def _fill(self, shown: list[dict[str, Any]]) -> None:
@@ -199,6 +200,6 @@ def _order(row: dict[str, Any], column: str) -> tuple[Any, ...]:
     return (-value if isinstance(value, int | float) else value, row["agent"])
 
 
-def _text(value: Any) -> str:
-    # Not markup: a host may be called anything.
-    return f"{value:.1f}" if isinstance(value, float) else str(value).replace("[", r"\[")
+def _text(value: Any) -> Text:
+    """Not markup: a host may be called anything."""
+    return Text(f"{value:.1f}" if isinstance(value, float) else str(value))
