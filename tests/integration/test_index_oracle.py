@@ -108,7 +108,7 @@ async def paged(index: Index, query: CapacityQuery) -> list[tuple[float, AgentId
         query = msgspec.structs.replace(query, after=page.cursor)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(actions, min_size=1, max_size=12), st.lists(queries, min_size=1, max_size=12))
 def test_searches_equal_the_oracle(
     valkey_server: ValkeyServer, history: list[list[Heartbeat] | float | str], asked: list[CapacityQuery]

@@ -102,7 +102,7 @@ async def settle(index: Index, clock: ManualClock, fleet: Fleet) -> None:
             await index.cordons.cordon(agent_id(number), Cordon(reason="r", actor="a", since=from_ms(START_MS)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(machines, max_size=25), st.lists(queries, min_size=1, max_size=4))
 def test_answers_equal_plain_counting(
     valkey_server: ValkeyServer, made: list[Machine], asked: list[CapacityQuery]

@@ -35,7 +35,7 @@ def entries_of(history: list[tuple[int, int, tuple[str, int] | None]]) -> list[t
     return entries
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(steps, min_size=1, max_size=40))
 def test_lua_and_python_judge_alike(
     valkey_server: ValkeyServer, history: list[tuple[int, int, tuple[str, int] | None]]
