@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -59,6 +60,9 @@ class Server(ABC):
     port: int
     """Its TCP port on 127.0.0.1; stays the same through restarts."""
 
+    _account = Account()
+    """As whom it runs."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,6 +72,26 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str: ...
+
+    def limit_files(self, size: int | None) -> None:
+        """No file of the server may grow above so many bytes, as on a disk that is full; None: as before."""
+        pids = [process.pid for process in self._processes()]
+
+        def limit() -> None:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+        # Only its own user may limit a process, not even root in a container.
+        subprocess.run(
+            ["/bin/true"],
+            check=True,
+            user=self._account.user,
+            group=self._account.group,
+            extra_groups=self._account.extra_groups,
+            preexec_fn=limit,
+        )
 
     @property
     def pid(self) -> int:
@@ -229,6 +253,13 @@ class ValkeyServer(Server):
     def _launch(self) -> subprocess.Popen[bytes]:
         config = self.directory / "valkey.conf"
         config.write_text("\n".join(self.config) + "\n")
+        tie = die_with_parent()
+
+        def prepare() -> None:
+            tie()
+            # As Postgres does itself: a file that may not grow is an error, not the server's end.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [valkey_binary(), config],
@@ -236,7 +267,7 @@ class ValkeyServer(Server):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509  the child only calls prctl
+                preexec_fn=prepare,  # noqa: PLW1509  the child only makes two system calls
             )
 
     def _ready(self) -> bool:

@@ -51,8 +51,11 @@ def servers() -> Iterator[ExitStack]:
         yield stack
 
 
+OwnPostgres = Callable[..., PostgresServer]
+
+
 @pytest.fixture
-def own_postgres(servers: ExitStack) -> Callable[..., PostgresServer]:
+def own_postgres(servers: ExitStack) -> OwnPostgres:
     """Starts a Postgres with a migrated database `postgres`, to be broken."""
 
     def start(**config: str) -> PostgresServer:

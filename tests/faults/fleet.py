@@ -9,7 +9,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -132,6 +132,13 @@ class Fleet:
     def ids(self) -> list[AgentId]:
         return [reporter.agent_id for reporter in self.reporters]
 
+    def move(self, ports: Sequence[int]) -> None:
+        """Reports to other APIs from now on."""
+        with self._lock:
+            for caller in self._callers:
+                caller.close()
+            self._callers = [Caller(port) for port in ports]
+
     def report_one(self, reporter: Reporter, **fields: Any) -> int:
         """Sends its next heartbeat and returns the status, 0 when no answer came."""
         with self._lock:
@@ -211,11 +218,18 @@ class Lookup(NamedTuple):
 
 
 class Lookups:
-    """A planner that asks every few milliseconds: searches and single agents by turns."""
+    """A planner that asks every few milliseconds: searches and single agents by turns.
 
-    def __init__(self, port: int, agents: Sequence[AgentId], *, every_s: float = 0.02) -> None:
+    Attributes:
+        crossed: answers that speak of another agent than the one asked for, or of one that is not `known`.
+    """
+
+    def __init__(
+        self, port: int, agents: Sequence[AgentId], *, known: Collection[AgentId], every_s: float = 0.02
+    ) -> None:
         self._caller = Caller(port)
         self._agents = agents
+        self._known = known
         self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_asking, name="lookups", daemon=True)
@@ -230,6 +244,10 @@ class Lookups:
         if self._thread.is_alive():
             self._thread.join(30)
         self._caller.close()
+
+    def move(self, port: int) -> None:
+        """Asks another API, before it has started to."""
+        self._caller = Caller(port)
 
     def since(self, moment: float) -> list[Lookup]:
         return [answer for answer in self.answers if answer.at >= moment]
@@ -265,7 +283,7 @@ class Lookups:
             found = [body] if one is not None else body
             if one is not None and body["agent_id"] != one:
                 self.crossed.append(f"asked for {one}, got {body['agent_id']}")
-            strangers = {row["agent_id"] for row in found} - set(self._agents)
+            strangers = {row["agent_id"] for row in found} - set(self._known)
             self.crossed += [f"a stranger: {agent_id}" for agent_id in strangers]
         self.answers.append(Lookup(started, took_s, answer.status, source, code))
 

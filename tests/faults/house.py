@@ -47,6 +47,7 @@ class House:
         fleet: agents that report to all APIs; each has reported once before a test begins.
         lookups: a planner that has been asking since then.
         by_name: the newest process of each name.
+        agents: all there are, of every fleet.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class House:
         self.by_name: dict[str, Process] = {}
         self.ports: list[int] = []
         self._fleets: list[Fleet] = []
+        self.agents: set[AgentId] = set()
         self.fleet: Fleet
         self.lookups: Lookups
 
@@ -98,7 +100,7 @@ class House:
         output = self._directory / f"{len(self.processes)}-{name}.log"
         output.touch()
         arguments = ["api"] if name == "api" else ["worker", name]
-        process = self._nursery.start(arguments, _environment(chosen), output=output, stop_at=stop_at)
+        process = self._nursery.start(arguments, environment_of(chosen), output=output, stop_at=stop_at)
         self.processes.append(process)
         self.by_name[name] = process
         self._metrics[process.pid] = metrics_port
@@ -123,7 +125,7 @@ class House:
         self.fleet = self.another_fleet(agent_ids(agents))
         self.fleet.report()
         self.until_quiet(trusted="ingest" in names)
-        self.lookups = Lookups(self.ports[0], self.fleet.ids)
+        self.lookups = Lookups(self.ports[0], self.fleet.ids, known=self.agents)
         self._closing.append(self.lookups)
         if lookups:
             self.lookups.start()
@@ -133,6 +135,7 @@ class House:
         fleet = Fleet(self.ports, agents)
         self._fleets.append(fleet)
         self._closing.append(fleet)
+        self.agents.update(agents)
         return fleet
 
     def counted(self, name: str, metric: str, **labels: str) -> float:
@@ -142,6 +145,12 @@ class House:
             families = text_string_to_metric_families(answer.read().decode())
             samples = [sample for family in families for sample in family.samples]
         return sum(one.value for one in samples if one.name == metric and labels.items() <= one.labels.items())
+
+    def move_callers(self) -> None:
+        """From now on fleets and lookups go to the APIs that there are now."""
+        for fleet in self._fleets:
+            fleet.move(self.ports)
+        self.lookups.move(self.ports[0])
 
     def until_answering(self, port: int, *, timeout_s: float = 60.0) -> None:
         def answers() -> bool:
@@ -196,8 +205,7 @@ class House:
         assert not self.lookups.crossed, self.lookups.crossed[:5]
         unforeseen = [line for process in self.processes for line in _unforeseen(process)]
         assert not unforeseen, "\n".join(unforeseen)
-        known = {reporter.agent_id for fleet in self._fleets for reporter in fleet.reporters}
-        assert self.found() == known
+        assert self.found() == self.agents
         return took_s
 
     def found(self) -> set[AgentId]:
@@ -306,7 +314,7 @@ class House:
         return f"{head}:{self.postgres.port}/{tail.partition('/')[2]}"
 
 
-def _environment(settings: Mapping[str, Any]) -> dict[str, str]:
+def environment_of(settings: Mapping[str, Any]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADROOM_")}
     given = {f"HEADROOM_{name.upper()}": str(value) for name, value in settings.items()}
     return {**kept, "PYTHONPATH": str(ROOT), **given}

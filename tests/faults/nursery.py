@@ -81,8 +81,11 @@ class Process:
         """SIGTERM, without waiting for the end."""
         self._process.terminate()
 
-    def until_ended(self, *, timeout_s: float = 30.0) -> None:
+    def until_ended(self, *, timeout_s: float = 30.0) -> int | None:
+        """Returns the exit status; None when a signal ended it."""
         self._process.wait(timeout_s)
+        status = _status_file(self._output)
+        return int(status.read_text()) if status.exists() else None
 
 
 class Nursery:
@@ -175,7 +178,12 @@ def _become(arguments: list[str], environment: dict[str, str], output: Path, sto
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        _status_file(output).write_text(str(status))
         os._exit(status)
+
+
+def _status_file(output: Path) -> Path:
+    return output.with_suffix(".status")
 
 
 if __name__ == "__main__":

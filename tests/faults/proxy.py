@@ -42,6 +42,7 @@ class Proxy:
         reply_delay_s: how long each chunk towards the client waits.
         refusing: whether new connections are cut at once.
         lost: how many replies or requests were dropped.
+        under_way: chunks that are being delayed or held right now.
     """
 
     def __init__(self, target: int) -> None:
@@ -51,6 +52,7 @@ class Proxy:
         self.reply_delay_s = 0.0
         self.refusing = False
         self.lost = 0
+        self.under_way = 0
         self._lose_reply: tuple[bytes, int] = (b"", 0)
         self._lose_request: tuple[bytes, int] = (b"", 0)
         self._links: set[_Link] = set()
@@ -167,9 +169,13 @@ class Proxy:
                 await self._pass_on(link.client, chunk, self.reply_delay_s)
 
     async def _pass_on(self, writer: asyncio.StreamWriter, chunk: bytes, delay_s: float) -> None:
-        if delay_s:
-            await asyncio.sleep(delay_s)
-        await self._open.wait()
+        self.under_way += 1
+        try:
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            await self._open.wait()
+        finally:
+            self.under_way -= 1
         writer.write(chunk)
         await writer.drain()
 

@@ -165,7 +165,8 @@ def _scores(fields: Hash, *, silent: bool) -> dict[str, float]:
 
 async def _totals_against_hashes(client: aredis.Redis, hashes: Mapping[AgentId, Hash]) -> list[str]:
     """Only what is not zero: a total that came down to zero may stay."""
-    silent = {member.decode() for member in await client.zrange(KEYS.silent, 0, -1)}
+    members: Any = await client.zrange(KEYS.silent, 0, -1)
+    silent = {member.decode() for member in members}
     expected: dict[str, Counter[str]] = {}
     for agent_id, fields in hashes.items():
         gpu, status = fields["gpu_type"], fields["status"]

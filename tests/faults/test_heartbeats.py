@@ -7,6 +7,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -33,7 +34,12 @@ def poison() -> list[dict[str, bytes]]:
     agent_id = AgentId("00000000-0000-4000-8000-0000000000ff")
 
     def with_metrics(**metrics: float) -> dict[str, bytes]:
-        known = {"gpu_vram_available_gb": 8.0, "cpu_cores_available": 4, "gpu_type": GpuType.NVIDIA, **metrics}
+        known: dict[str, Any] = {
+            "gpu_vram_available_gb": 8.0,
+            "cpu_cores_available": 4,
+            "gpu_type": GpuType.NVIDIA,
+            **metrics,
+        }
         beat = Heartbeat(agent_id=agent_id, resource_metrics=ResourceMetrics(**known))
         return {"heartbeat": encode(beat)}
 
@@ -60,7 +66,7 @@ def test_row_29_poison(build: Build, row: Row) -> None:
     entries = poison()
     with redis.Redis(port=house.valkey.port) as client:
         for fields in entries:
-            client.xadd("headroom:heartbeats", fields)  # type: ignore[arg-type]  # bytes are fine
+            client.xadd("headroom:heartbeats", fields)
             house.fleet.report()
         house.check(heal=False)
         letters = client.xrange("headroom:dead-letters")
@@ -180,7 +186,7 @@ async def hold_against(world: World, expected: dict[int, Life]) -> None:
         # What must be shown is what the rule says, not what was sent last.
         assert reporter.acknowledged is not None
         reporter.acknowledged = life.holder, reporter.acknowledged[1]._replace(ms=0)
-        fields = await world.index.capacity._client.hgetall(world.index.keys.agent(reporter.agent_id))  # type: ignore[misc]
+        fields: Any = await world.index.capacity._client.hgetall(world.index.keys.agent(reporter.agent_id))
         assert (fields[b"boot_id"].decode(), int(fields[b"seq"])) == life.holder
     assert not await world.differences()
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import psutil
 
-from tests.faults.conftest import Build, Row
+from tests.faults.conftest import Build, OwnPostgres, Row
 from tests.faults.fleet import Answer
 from tests.faults.house import House
 from tests.faults.sessions import Sessions
 from tests.servers import PostgresServer
 
 INDEX_ONLY = frozenset({"index"})
-OwnPostgres = Callable[..., PostgresServer]
 
 
 def test_row_23_postgres_restarts(build: Build, row: Row, own_postgres: OwnPostgres) -> None:

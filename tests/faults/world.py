@@ -108,14 +108,14 @@ class World:
         self._undated: set[AgentId] = set()
         away = _SometimesAway
         self._writer: Any = away(record.writer, self)
-        self.rebuild = Rebuild(index.upkeep, away(record.reader, self), "world")  # type: ignore[arg-type]  # a switch
+        self.rebuild = Rebuild(index.upkeep, away(record.reader, self), "world")
         self.reaper = Reaper(index.upkeep, "world", every_s=0)
         self.watch = ClockWatch(index.upkeep)
         self.ingests = [self._new_ingest() for _ in range(2)]
         self.recorders = [self._new_recorder() for _ in range(2)]
         self.service = OrchestratorService(
             index.capacity,
-            away(record.capacity, self),  # type: ignore[arg-type]  # a switch in front of it
+            away(record.capacity, self),
             clock=clock,
             offline_after_s=settings.offline_after_s,
         )
