@@ -68,7 +68,10 @@ class Up:
             await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
-            running.cancel()
+            while not running.done():
+                # A driver that is just connecting may swallow one cancellation.
+                running.cancel()
+                await asyncio.wait({running}, timeout=0.5)
             outcome = (await asyncio.gather(running, return_exceptions=True))[0]
             await self._end()
         if isinstance(outcome, Exception):
