@@ -17,13 +17,13 @@ _MISSING = "No Chromium was found: the dashboard and the widgets were NOT tested
 # Where nobody could have installed one, these tests are left out, loudly; elsewhere each of them fails.
 collect_ignore_glob = [] if find_chromium() or can_install_chromium() else ["test_*.py"]
 
-
-_MEASURED: dict[str, str] = {}
-
+_MEASURED = "measured"
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for name, figures in _MEASURED.items():
-        terminalreporter.line(f"{name}: {figures}")
+    for report in terminalreporter.getreports("passed"):
+        for kind, said in report.user_properties:
+            if kind == _MEASURED:
+                terminalreporter.line(said)
     if not find_chromium():
         terminalreporter.section("browser tests", red=True, bold=True)
         terminalreporter.line(f"{_MISSING} Install it (Debian: apt install chromium), or name it in CHROMIUM.")
@@ -44,13 +44,18 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Headroom]:
         yield running.until_ready()
 
 
-@pytest.fixture
-def measured() -> dict[str, str]:
-    """What is reported at the end of the run, and not asserted: machines differ."""
-    return _MEASURED
-
-
+Measured = Callable[[str, str], None]
 Open = Callable[..., Page]
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Takes what is reported at the end of the run, and not asserted: machines differ."""
+
+    def report(what: str, figures: str) -> None:
+        request.node.user_properties.append((_MEASURED, f"{what}: {figures}"))
+
+    return report
 
 
 @pytest.fixture

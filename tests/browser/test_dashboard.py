@@ -18,6 +18,7 @@ from tests.processes import Headroom
 from tests.servers import free_port, wait_until
 
 Open = Callable[..., Page]
+Measured = Callable[[str, str], None]
 
 NOTE_WHEN_LISTED = """
 (text) => {
@@ -129,7 +130,7 @@ def connection(where: list[str]) -> redis.Redis:
 
 
 def test_a_heartbeat_changes_the_page_within_a_second(
-    house: Headroom, open_page: Open, measured: dict[str, str]
+    house: Headroom, open_page: Open, measured: Measured
 ) -> None:
     (agent_id,) = new_agents(house, "prompt", (24.0, 8))
     page = open_page("/?pool=prompt")
@@ -142,7 +143,7 @@ def test_a_heartbeat_changes_the_page_within_a_second(
         accepted_ms = 1000 * time.time()
         expect(page.locator("#list tr")).to_contain_text(f"{vram:.0f} /", timeout=1000)
         delays_ms.append(page.evaluate("window.listedAt") - accepted_ms)
-    measured["from a heartbeat's 202 to the page"] = f"{sorted(delays_ms)[2]:.0f} ms (median of 5)"
+    measured("from a heartbeat's 202 to the page", f"{sorted(delays_ms)[2]:.0f} ms (median of 5)")
     expect(page.locator("#changes li").first).to_contain_text("15 GB")
 
 
