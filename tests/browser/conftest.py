@@ -19,6 +19,7 @@ collect_ignore_glob = [] if find_chromium() or can_install_chromium() else ["tes
 
 _MEASURED = "measured"
 
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in terminalreporter.getreports("passed"):
         for kind, said in report.user_properties:
