@@ -159,6 +159,14 @@ def test_a_wrong_setting_ends_it_with_78_and_a_reason(agents: Agents) -> None:
         assert "flag: interval_s" in agent.output
 
 
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["run", "check"])
+def test_a_root_without_a_machine_ends_it_with_78_and_a_reason(agents: Agents, check: list[str]) -> None:
+    with agents.start(free_port(), "--host-root", str(agents.folder / "nowhere"), *check) as agent:
+        assert agent.process.wait(20) == 78
+        assert "host_root" in agent.output
+        assert "Traceback" not in agent.output
+
+
 def test_help_teaches() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "app", "agent", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -47,7 +47,7 @@ class Agent:
         self._pause = pause
         self._rng = rng
         self._alive = alive
-        self._known = False
+        self._arrived = False
         self._cloned = False
 
     def run(self) -> None:
@@ -78,11 +78,16 @@ class Agent:
         report = self._source.report()
         if self._pause.stopping:
             raise StopRequestedError
-        outcome = self._sender.deliver(self._path, pack(report))
+        try:
+            outcome = self._sender.deliver(self._path, pack(report))
+        except StopRequestedError:
+            # It may have arrived before it was given up.
+            self._arrived = True
+            raise
         now_s = self._clock.now_s()
+        self._arrived = self._arrived or outcome.accepted or outcome.maybe_taken
         self._tell_clone(outcome)
         if outcome.accepted or outcome.refused:
-            self._known = self._known or outcome.accepted
             return self._schedule.after_answer(
                 started_s=started_s, now_s=now_s, next_heartbeat_s=outcome.next_heartbeat_s
             )
@@ -97,8 +102,8 @@ class Agent:
         self._cloned = outcome.cloned
 
     def _say_goodbye(self) -> None:
-        """A machine that never arrived does not take its leave: that would only register it."""
-        if not self._known:
+        """A machine that cannot have arrived does not take its leave: that would only register it."""
+        if not self._arrived:
             return
         outcome = self._sender.goodbye(self._path, pack(self._source.goodbye()))
         if not outcome.accepted:

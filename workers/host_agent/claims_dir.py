@@ -1,12 +1,14 @@
 """Running claims: a file per claim in `claims.d/`, named after the claim, with the pid that works under it.
 
-The file holds a number, or JSON with a `pid`. What the process and its children use now goes into the heartbeat;
-a file whose process is gone says nothing.
+The file holds a number, or JSON with a `pid` and, better, the time at which that process `started`, in clock ticks
+since the machine's start (field 22 of `/proc/PID/stat`), which no step of a clock moves. What the process and its
+children use now goes into the heartbeat; a file whose process is gone says nothing, whoever has its pid by then.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import stat
 from pathlib import Path
@@ -30,6 +32,7 @@ _log = logging.getLogger("headroom.agent")
 
 class _ClaimFile(msgspec.Struct, frozen=True):
     pid: int
+    started: int | None = None
 
 
 class _CpuUse(NamedTuple):
@@ -37,11 +40,12 @@ class _CpuUse(NamedTuple):
     used_s: float
 
 
-class _Trusted(NamedTuple):
-    """A file that was found to be about this process."""
+class _Verdict(NamedTuple):
+    """What was found out about one writing of a file; `process` is None once its process is known to be gone."""
 
     written_ns: int
-    process: psutil.Process
+    content: bytes
+    process: psutil.Process | None
 
 
 class ClaimsDir:
@@ -49,7 +53,7 @@ class ClaimsDir:
         self._folder = folder
         self._clock = clock
         self._cpu: dict[str, _CpuUse] = {}
-        self._trusted: dict[str, _Trusted] = {}
+        self._verdicts: dict[str, _Verdict] = {}
 
     def pending(self) -> bool:
         return bool(self._files())
@@ -58,13 +62,13 @@ class ClaimsDir:
         """What each running claim uses: GPU memory (NVIDIA tells), memory, whole cores since the last reading."""
         claims = []
         cpu: dict[str, _CpuUse] = {}
-        trusted: dict[str, _Trusted] = {}
+        verdicts: dict[str, _Verdict] = {}
         for path in self._files():
-            found = self._process(path)
-            if found is None:
+            verdict = self._judge(path)
+            if verdict is None:
                 continue
-            trusted[path.name] = found
-            processes = _with_descendants(found.process)
+            verdicts[path.name] = verdict
+            processes = [] if verdict.process is None else _with_descendants(verdict.process)
             if not processes:
                 continue
             used_mib = sum(
@@ -83,7 +87,7 @@ class ClaimsDir:
                     memory_gb=round(memory_bytes / _GIB, 2),
                 )
             )
-        self._cpu, self._trusted = cpu, trusted
+        self._cpu, self._verdicts = cpu, verdicts
         return tuple(claims)
 
     def _files(self) -> list[Path]:
@@ -93,8 +97,8 @@ class ClaimsDir:
             return []
         return entries[:_MOST_CLAIMS]
 
-    def _process(self, path: Path) -> _Trusted | None:
-        """The claim's process; None when it is gone or its number is another's by now."""
+    def _judge(self, path: Path) -> _Verdict | None:
+        """Whose file this is; None when that cannot be read and never could."""
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
@@ -102,20 +106,30 @@ class ClaimsDir:
                 return None
             with path.open("rb") as file:
                 content = file.read(_LARGEST_FILE_BYTES).strip()
-            pid = int(content) if content.isdigit() else msgspec.json.decode(content, type=_ClaimFile).pid
-            process = psutil.Process(pid)
-            before = self._trusted.get(path.name)
-            # Start times move with the machine's clock and file times do not: what was once found stays found.
-            if before is not None and (before.written_ns, before.process) == (status.st_mtime_ns, process):
-                return before
-            if process.create_time() > status.st_mtime + _START_SLACK_S:
-                return None
-            return _Trusted(status.st_mtime_ns, process)
-        except psutil.Error:
-            return None
-        except (OSError, ValueError, OverflowError) as error:
+            return self._judge_content(path.name, content, status)
+        except (psutil.Error, OSError, ValueError, OverflowError) as error:
             _log.debug("The claim file %s cannot be read: %s", path.name, error)
-            return None
+            # It may be half written at this moment; what was found out stands.
+            return self._verdicts.get(path.name)
+
+    def _judge_content(self, name: str, content: bytes, status: os.stat_result) -> _Verdict:
+        before = self._verdicts.get(name)
+        if before is not None and (before.written_ns, before.content) == (status.st_mtime_ns, content):
+            # Once found stays found and once gone stays gone: file times do not move with the machine's clock, and
+            # start times do, so that they would not agree after a step of it. is_running() compares start times
+            # since the machine's start.
+            running = before.process is not None and before.process.is_running()
+            return before if running else before._replace(process=None)
+        claim = _ClaimFile(int(content)) if content.isdigit() else msgspec.json.decode(content, type=_ClaimFile)
+        try:
+            process = psutil.Process(claim.pid)
+        except psutil.NoSuchProcess:
+            return _Verdict(status.st_mtime_ns, content, None)
+        if claim.started is not None:
+            meant = _started_ticks(claim.pid) == claim.started
+        else:
+            meant = process.create_time() <= status.st_mtime + _START_SLACK_S
+        return _Verdict(status.st_mtime_ns, content, process if meant else None)
 
     def _usage(self, processes: list[psutil.Process]) -> tuple[int, _CpuUse]:
         memory_bytes, used_s = 0, 0.0
@@ -136,3 +150,10 @@ def _with_descendants(process: psutil.Process) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def _started_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since the machine's start; Linux only."""
+    line = (Path(psutil.PROCFS_PATH) / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    # Its second field, the name in brackets, may hold anything.
+    return int(line.rpartition(")")[2].split()[19])

@@ -75,22 +75,25 @@ def _run_agent(loaded: Loaded) -> int:
     # A dead name server would hold a delivery for up to 30 s: no deadline of ours reaches into the C library.
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
     clock, rng, manager = SystemClock(), random.Random(), ServiceManager()  # noqa: S311  # jitter, not secrets
-    with SignalPause() as pause, only_agent(config.state_dir):
+    with (
+        SignalPause() as pause,
+        only_agent(config.state_dir),
+        open_sensors(config, clock, stopping=lambda: pause.stopping) as reporter,
+    ):
         agent_id = config.agent_id.lower() or keep_agent_id(config.state_dir, this_machine(config.host_root))
-        delivery = open_delivery(config, pause, manager.alive)
-        with open_sensors(config, clock, stopping=lambda: pause.stopping) as reporter:
-            _log.info("Agent %s reports to %s", agent_id, ", ".join(config.server))
-            Agent(
-                agent_id,
-                source=reporter,
-                sender=delivery,
-                schedule=Schedule(config.interval_s, rng),
-                clock=clock,
-                pause=pause,
-                rng=rng,
-                alive=manager.alive,
-            ).run()
-            manager.stopping()
+        delivery = open_delivery(config, pause, clock, manager.alive)
+        _log.info("Agent %s reports to %s", agent_id, ", ".join(config.server))
+        Agent(
+            agent_id,
+            source=reporter,
+            sender=delivery,
+            schedule=Schedule(config.interval_s, rng),
+            clock=clock,
+            pause=pause,
+            rng=rng,
+            alive=manager.alive,
+        ).run()
+        manager.stopping()
         delivery.close()
     return 0
 

@@ -23,6 +23,10 @@ class HttpAnswer(NamedTuple):
     retry_after_s: float | None
 
 
+class AnswerLostError(OSError):
+    """The request was handed over and no answer came: the server may have it."""
+
+
 class Connection:
     """To one server. Broken or closed connections are opened anew; nothing else is retried."""
 
@@ -38,8 +42,8 @@ class Connection:
         """Sends one request.
 
         Raises:
-            OSError: no connection, or it broke; TimeoutError when the time was over.
-            http.client.HTTPException: what came back is no HTTP.
+            OSError: no connection, or it broke, or the time was over; AnswerLostError when that was after the
+                request had left.
         """
         deadline_s = time.monotonic() + timeout_s
         if self._http is not None and self._http.is_stale():
@@ -49,7 +53,10 @@ class Connection:
         try:
             self._http.begin(deadline_s)
             self._http.request("POST", self._prefix + path, body, dict(headers))
-            return self._read(self._http)
+            try:
+                return self._read(self._http)
+            except (OSError, http.client.HTTPException) as error:
+                raise AnswerLostError(str(error) or type(error).__name__) from error
         except BaseException:
             # Whatever ended it, a stop request too: half a conversation is of no more use.
             self.close()

@@ -13,11 +13,14 @@ from typing import Annotated, Final, NamedTuple, Protocol
 import msgspec
 
 from app.errors import StartupRefusedError
-from workers.host_agent.clock import Pause
+from workers.host_agent.clock import Clock, Pause
 from workers.host_agent.config import Config
-from workers.host_agent.connection import Connection, HttpAnswer
+from workers.host_agent.connection import AnswerLostError, Connection, HttpAnswer
+from workers.host_agent.schedule import MAX_INTERVAL_S
 
+# Short enough for a shutdown: for one server, and for all of them.
 _GOODBYE_S: Final = 3.0
+_GOODBYES_S: Final = 6.0
 _LONGEST_DETAIL: Final = 300
 _MOST_TOLD: Final = 16
 _ACCEPTED: Final = 202
@@ -26,10 +29,17 @@ _log = logging.getLogger("headroom.agent")
 
 
 class Outcome(NamedTuple):
-    """What became of a heartbeat. Refused means that a server read it and would refuse it again."""
+    """What became of a heartbeat.
+
+    Attributes:
+        refused: a server read it and would refuse it again.
+        maybe_taken: it left, and no answer said what became of it.
+        retry_after_s: how long the servers want to be left alone; None where one of them did not say.
+    """
 
     accepted: bool = False
     refused: bool = False
+    maybe_taken: bool = False
     next_heartbeat_s: float | None = None
     retry_after_s: float | None = None
     detail: str = ""
@@ -67,7 +77,10 @@ _problem = msgspec.json.Decoder(_Problem)
 
 
 class Delivery:
-    """Stays with the server that took the last heartbeat; walks on through the list when one fails."""
+    """Stays with the server that took the last heartbeat; walks on through the list when one fails.
+
+    A server that answered with `Retry-After` is left out until that time has passed, while the others are tried.
+    """
 
     def __init__(
         self,
@@ -76,6 +89,7 @@ class Delivery:
         timeout_s: float,
         token: Callable[[], str],
         pause: Pause,
+        clock: Clock,
         connect: Callable[[str], Transport],
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -84,18 +98,23 @@ class Delivery:
         self._token = token
         self._alive = alive
         self._pause = pause
+        self._clock = clock
         self._transports = [connect(server) for server in servers]
+        self._not_before_s = [float("-inf")] * len(servers)
         self._current = 0
         self._told: set[str] = set()
 
     def deliver(self, path: str, body: bytes) -> Outcome:
-        """Tries each server once.
+        """Tries each server once that does not want to be left alone.
 
         Raises:
             StopRequestedError: the agent is to end; the connection in use was given up.
         """
-        outcome = Outcome()
-        for _ in self._servers:
+        outcome, maybe_taken = Outcome(), False
+        for server in self._in_turn():
+            if self._clock.now_s() < self._not_before_s[server]:
+                continue
+            self._current = server
             # Several servers that do not answer may take longer together than a watchdog waits.
             self._alive()
             with self._pause.interruptible():
@@ -106,12 +125,34 @@ class Delivery:
             self._tell_trouble(outcome)
             if outcome.refused:
                 return outcome
-            self._current = (self._current + 1) % len(self._servers)
-        return outcome
+            maybe_taken = maybe_taken or outcome.maybe_taken
+            self._not_before_s[server] = self._clock.now_s() + min(outcome.retry_after_s or 0.0, MAX_INTERVAL_S)
+        self._current = self._in_turn()[1 % len(self._servers)]
+        return outcome._replace(maybe_taken=maybe_taken, retry_after_s=self._left_alone_s())
 
     def goodbye(self, path: str, body: bytes) -> Outcome:
-        """One try at the server in use, short enough for a shutdown."""
-        return self._try(path, body, min(self._timeout_s, _GOODBYE_S))
+        """One try at each server until one takes it, short enough for a shutdown in all."""
+        outcome = Outcome()
+        deadline_s = self._clock.now_s() + _GOODBYES_S
+        for server in self._in_turn():
+            left_s = deadline_s - self._clock.now_s()
+            if left_s <= 0:
+                break
+            self._current = server
+            outcome = self._try(path, body, min(self._timeout_s, _GOODBYE_S, left_s))
+            if outcome.accepted or outcome.refused:
+                break
+        return outcome
+
+    def _in_turn(self) -> list[int]:
+        """All servers, the one in use first."""
+        every = range(len(self._servers))
+        return [*every[self._current :], *every[: self._current]]
+
+    def _left_alone_s(self) -> float | None:
+        """Until the first server may be asked again; None when one may at once, as far as it said."""
+        left_s = min(self._not_before_s) - self._clock.now_s()
+        return left_s if left_s > 0 else None
 
     def close(self) -> None:
         for transport in self._transports:
@@ -124,6 +165,8 @@ class Delivery:
             headers["Authorization"] = f"Bearer {token}"
         try:
             answer = self._transports[self._current].post(path, body, headers, timeout_s=timeout_s)
+        except AnswerLostError as error:
+            return Outcome(detail=str(error), maybe_taken=True)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # UnicodeError: a host name that IDNA cannot encode.
             return Outcome(detail=str(error) or type(error).__name__)
@@ -166,7 +209,9 @@ def read_answer(answer: HttpAnswer) -> Outcome:
     return Outcome(refused=answer.status in _AT_FAULT, retry_after_s=answer.retry_after_s, detail=detail)
 
 
-def open_delivery(config: Config, pause: Pause, alive: Callable[[], None] = lambda: None) -> Delivery:
+def open_delivery(
+    config: Config, pause: Pause, clock: Clock, alive: Callable[[], None] = lambda: None
+) -> Delivery:
     """Raises StartupRefusedError when the certificates or the token cannot be read."""
     token = _token_reader(config)
     token()
@@ -181,6 +226,7 @@ def open_delivery(config: Config, pause: Pause, alive: Callable[[], None] = lamb
         timeout_s=config.timeout_s,
         token=token,
         pause=pause,
+        clock=clock,
         connect=functools.partial(Connection, tls=tls),
         alive=alive,
     )
@@ -198,7 +244,7 @@ def _token_reader(config: Config) -> Callable[[], str]:
         except (OSError, ValueError) as error:
             # While it is being replaced the old one may still do.
             if not last:
-                raise StartupRefusedError(f"token_file cannot be read: {error}") from error
+                raise StartupRefusedError(f"token_file {config.token_file} cannot be used: {error}") from error
         return last
 
     return read
@@ -206,6 +252,8 @@ def _token_reader(config: Config) -> Callable[[], str]:
 
 def _token_of(path: Path) -> str:
     token = path.read_text(encoding="ascii").strip()
+    if not token:
+        raise ValueError("it is empty")
     if not token.isprintable():
         raise ValueError("it holds more than one line of text")
     return token

@@ -162,7 +162,10 @@ class Forwarder:
         while not self._stopping():
             self._sleep(self.send())
         for batch in self._collector.batches():
-            self._sender.goodbye(_PATH, _pack(batch))
+            outcome = self._sender.goodbye(_PATH, _pack(batch))
+            if not outcome.accepted and not outcome.refused:
+                # One wait for servers that are away is enough at a shutdown.
+                break
 
     def send(self) -> float:
         """Sends all that is held; returns the seconds until the next time."""
@@ -189,7 +192,7 @@ def serve(config: Config) -> int:
     """
     clock, rng = SystemClock(), random.Random()  # noqa: S311  # jitter, not secrets
     collector = Collector(clock, config.interval_s, rng)
-    delivery = open_delivery(config, NeverStops())
+    delivery = open_delivery(config, NeverStops(), clock)
     ended = threading.Event()
     forwarder = Forwarder(
         collector,

@@ -17,6 +17,7 @@ from app.errors import StartupRefusedError
 from workers.host_agent.machine import Machine
 
 _STATE: Final = "identity.json"
+_UNFINISHED: Final = ".tmp"
 _LOCK: Final = "lock"
 _log = logging.getLogger("headroom.agent")
 
@@ -48,6 +49,7 @@ def keep_agent_id(state_dir: Path, machine: Machine) -> str:
     merged = machine.completed(kept) if known else machine
     content = msgspec.json.format(msgspec.json.encode(_State(uuid.UUID(agent_id), merged))) + b"\n"
     path = state_dir / _STATE
+    _clear_unfinished(path)
     try:
         if not path.exists() or path.read_bytes() != content:
             _write_durably(path, content)
@@ -82,7 +84,7 @@ def _read_state(state_dir: Path, machine: Machine) -> tuple[str | None, Machine]
 
 def _write_durably(path: Path, content: bytes) -> None:
     """After a power cut the file is the old one or the new one, never an empty one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(path.name + _UNFINISHED)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -100,6 +102,16 @@ def _write_durably(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _clear_unfinished(path: Path) -> None:
+    """A power cut may leave what was being written; earlier versions gave such files a number each."""
+    for leftover in path.parent.glob(f"{path.name}*{_UNFINISHED}"):
+        try:
+            leftover.unlink(missing_ok=True)
+        except OSError as error:
+            # It is in nobody's way; whether anything can be written here is told where it is needed.
+            _log.debug("%s cannot be deleted: %s", leftover, error.strerror)
 
 
 @contextlib.contextmanager

@@ -77,9 +77,16 @@ DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
 DeviceAllow=char-drm rw
 DeviceAllow=char-kfd rw
-
+{devices}
 [Install]
 WantedBy={target}
+"""
+_WSL_NODE: Final = Path("/dev/dxg")
+# By its path: its number belongs to the class of all small drivers. Only where it is, for systemd warns of paths
+# that lead nowhere.
+_WSL_DEVICES: Final = f"""\
+# WSL: the GPUs of Windows.
+DeviceAllow={_WSL_NODE} rw
 """
 _SETTINGS_HEAD: Final = (
     "# Settings of the Headroom agent; docs/agent.md lists them all. Flags and environment win.\n"
@@ -97,6 +104,7 @@ _SYSTEM_ONLY: Final = (
     "PrivateTmp=",
     "RemoveIPC=",
     "# GPU nodes",
+    "# WSL",
     "Device",
 )
 
@@ -137,7 +145,12 @@ def install(loaded: Loaded, *, print_only: bool, enable: bool) -> int:
 
 
 def unit_text(
-    *, system: bool, groups: tuple[str, ...] = (), perfmon: bool = False, token: Path | None = None
+    *,
+    system: bool,
+    groups: tuple[str, ...] = (),
+    perfmon: bool = False,
+    wsl: bool = False,
+    token: Path | None = None,
 ) -> str:
     """The service file.
 
@@ -145,6 +158,7 @@ def unit_text(
         system: of the machine, run by a user that exists only while it runs; else of one user.
         groups: existing groups that may open GPU nodes.
         perfmon: whether a GPU's driver tells its use only to a process with CAP_PERFMON.
+        wsl: whether GPUs are reached through the node that Windows offers its Linux.
         token: file with the token, readable by root only; systemd hands it to the service.
     """
     command = [*_command(), "agent"]
@@ -161,6 +175,7 @@ def unit_text(
         command=line,
         user="\n".join(identity),
         capabilities="CAP_PERFMON" if perfmon else "",
+        devices=_WSL_DEVICES if wsl else "",
         target="multi-user.target" if system else "default.target",
     )
     if system:
@@ -192,6 +207,7 @@ def _plan(loaded: Loaded, *, system: bool) -> _Plan:
         system=system,
         groups=tuple(filter(_group_exists, ("render", "video"))) if system else (),
         perfmon=gpu_intel.present(Path("/")),
+        wsl=_WSL_NODE.exists(),
         token=token if system else None,
     )
     files.append(_File(unit_dir / UNIT, unit))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 
+from app.errors import StartupRefusedError
 from workers.host_agent.busy import BusyCheck
 from workers.host_agent.claims_dir import ClaimsDir
 from workers.host_agent.clock import Clock
@@ -21,8 +23,13 @@ from workers.host_agent.probes.memory import read_memory
 
 @contextlib.contextmanager
 def open_sensors(config: Config, clock: Clock, *, stopping: Callable[[], bool]) -> Iterator[Reporter]:
-    """Yields the machine's reporter; its sampling children end with the context."""
+    """Yields the machine's reporter; its sampling children end with the context.
+
+    Raises:
+        StartupRefusedError: no machine is at `host_root`.
+    """
     if config.host_root.root != str(config.host_root):
+        _refuse_without_proc(config.host_root)
         psutil.PROCFS_PATH = str(config.host_root / "proc")
     cgroups = Cgroups(config.host_root)
     gpus = Gpus(
@@ -33,16 +40,28 @@ def open_sensors(config: Config, clock: Clock, *, stopping: Callable[[], bool]) 
         restart_s=config.interval_s,
         shared_memory=config.gpu_shared_memory,
     )
+    reporter = Reporter(
+        config,
+        clock=clock,
+        cpu=CpuProbe(clock, cgroups),
+        memory=functools.partial(read_memory, cgroups),
+        gpus=gpus,
+        busy=BusyCheck(config.busy_path, config.busy_when),
+        claims=ClaimsDir(config.claims_path, clock),
+        stopping=stopping,
+    )
+    reporter.begin()
     try:
-        yield Reporter(
-            config,
-            clock=clock,
-            cpu=CpuProbe(clock, cgroups),
-            memory=functools.partial(read_memory, cgroups),
-            gpus=gpus,
-            busy=BusyCheck(config.busy_path, config.busy_when),
-            claims=ClaimsDir(config.claims_path, clock),
-            stopping=stopping,
-        )
+        yield reporter
     finally:
         gpus.close()
+
+
+def _refuse_without_proc(host_root: Path) -> None:
+    try:
+        (host_root / "proc/stat").read_bytes()
+    except OSError as error:
+        raise StartupRefusedError(
+            f"host_root: {host_root} does not look like a machine's root ({error.filename}: {error.strerror}); "
+            "name the folder at which the host's / is mounted, with --host-root"
+        ) from error

@@ -9,6 +9,7 @@ import pytest
 from app.models.capacity import AgentStatus
 from tests.simulated_time import SimulatedClock, SimulatedPause
 from workers.host_agent.agent import Agent
+from workers.host_agent.clock import StopRequestedError
 from workers.host_agent.delivery import Outcome
 from workers.host_agent.heartbeat import Report
 from workers.host_agent.schedule import Schedule
@@ -45,9 +46,9 @@ class Sender:
         return self.outcome
 
 
-def run(outcome: Outcome, *, for_s: float) -> Sender:
+def run(answering: Outcome | Sender, *, for_s: float) -> Sender:
     clock, rng = SimulatedClock(), random.Random(1)
-    sender = Sender(outcome)
+    sender = answering if isinstance(answering, Sender) else Sender(answering)
     Agent(
         "me",
         source=Source(),
@@ -68,6 +69,17 @@ def test_goodbye_is_said_by_those_who_arrived() -> None:
     assert run(Outcome(accepted=True), for_s=100).goodbyes == 1
     assert run(Outcome(), for_s=100).goodbyes == 0
     assert run(Outcome(refused=True), for_s=100).goodbyes == 0
+
+
+def test_goodbye_is_said_by_those_who_may_have_arrived() -> None:
+    assert run(Outcome(maybe_taken=True), for_s=100).goodbyes == 1
+
+    class GivenUp(Sender):
+        def deliver(self, path: str, body: bytes) -> Outcome:
+            super().deliver(path, body)
+            raise StopRequestedError
+
+    assert run(GivenUp(Outcome(accepted=True)), for_s=100).goodbyes == 1
 
 
 def test_a_refused_heartbeat_is_followed_by_the_next_at_the_usual_time() -> None:

@@ -158,3 +158,53 @@ def test_a_claim_outlives_a_jump_of_the_clock(
     monkeypatch.setattr(psutil.Process, "create_time", lambda _: an_hour_later)
     assert len(claims.read([])) == 1
     assert ClaimsDir(tmp_path, SystemClock()).read([]) == (), "a file never seen before is another's"
+
+
+def test_a_claim_whose_process_is_gone_stays_gone_though_its_number_is_used_again(
+    tmp_path: Path, worker: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a backward step of the clock the later process looks older than the file."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    file = tmp_path / "claim-1"
+    file.write_text(str(gone.pid))
+    claims = ClaimsDir(tmp_path, SystemClock())
+    assert claims.read([]) == ()
+
+    class Renumbered(psutil.Process):
+        def __init__(self, pid: int | None = None) -> None:
+            super().__init__(worker.pid if pid == gone.pid else pid)
+
+    monkeypatch.setattr(psutil, "Process", Renumbered)
+    assert ClaimsDir(tmp_path, SystemClock()).read([]) != (), "one who never saw it gone cannot know"
+    assert claims.read([]) == ()
+    file.write_text(f"{gone.pid} ")
+    an_hour_later = time.time() + 3600
+    os.utime(file, (an_hour_later, an_hour_later))
+    assert [claim.claim_id for claim in claims.read([])] == ["claim-1"], "written anew, it is judged anew"
+
+
+def started_ticks(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def test_a_claim_that_says_when_its_process_started_needs_no_clock(
+    tmp_path: Path, worker: subprocess.Popen[bytes]
+) -> None:
+    file = tmp_path / "claim-1"
+    right = started_ticks(worker.pid)
+    for started, found in ((right, True), (right - 1, False)):
+        file.write_text(f'{{"pid": {worker.pid}, "started": {started}}}')
+        for written_s in (0, time.time(), time.time() + 1e6):
+            os.utime(file, (written_s, written_s))
+            assert bool(ClaimsDir(tmp_path, SystemClock()).read([])) is found
+
+
+def test_a_claim_that_is_being_written_anew_stands(tmp_path: Path, worker: subprocess.Popen[bytes]) -> None:
+    (tmp_path / "claim-1").write_text(str(worker.pid))
+    claims = ClaimsDir(tmp_path, SystemClock())
+    assert len(claims.read([])) == 1
+    (tmp_path / "claim-1").write_text("")
+    assert len(claims.read([])) == 1
+    (tmp_path / "claim-1").write_text(str(worker.pid))
+    assert len(claims.read([])) == 1

@@ -17,6 +17,7 @@ from workers.host_agent.probes.cpu import CpuProbe, cores_available
 from workers.host_agent.probes.memory import read_memory
 
 GIB = 1 << 30
+NO_TOPOLOGY = Path("/nonexistent")
 NO_GROUPS = Cgroups(Path("/nonexistent"), Path("/nonexistent"))
 
 
@@ -74,7 +75,8 @@ def test_version_2_counts_the_tightest_limit_on_the_way_up(tmp_path: Path) -> No
     )
     (tmp_path / "sys/fs/cgroup/a.slice/cpu.stat").write_text("usage_usec 9000000\n")
     groups = in_group(tmp_path, "0::/a.slice/box\n")
-    assert groups.cpu_quota() == CpuQuota(4.0, 9.0)
+    folder = tmp_path / "sys/fs/cgroup"
+    assert groups.cpu_quotas() == [CpuQuota(str(folder / "a.slice"), 4.0, 9.0)]
     assert groups.memory_limit() == MemoryLimit(8 * GIB, 2 * GIB)
 
 
@@ -91,20 +93,21 @@ def test_version_1(tmp_path: Path) -> None:
     )
     group(tmp_path, "memory", memory__limit_in_bytes="9223372036854771712")
     groups = in_group(tmp_path, "4:memory:/box\n3:cpu,cpuacct:/box\n")
-    assert groups.cpu_quota() == CpuQuota(1.5, 5.0)
+    assert groups.cpu_quotas() == [CpuQuota(str(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box"), 1.5, 5.0)]
     assert groups.memory_limit() == MemoryLimit(2 * GIB, GIB // 2)
 
 
 def test_a_container_that_sees_only_its_own_part_of_the_tree(tmp_path: Path) -> None:
     group(tmp_path, "", cgroup__controllers="cpu", cpu__max="200000 100000", cpu__stat="usage_usec 0")
-    assert in_group(tmp_path, "0::/docker/0123/where/the/host/has/it\n").cpu_quota() == CpuQuota(2.0, 0.0)
+    groups = in_group(tmp_path, "0::/docker/0123/where/the/host/has/it\n")
+    assert groups.cpu_quotas() == [CpuQuota(str(tmp_path / "sys/fs/cgroup"), 2.0, 0.0)]
 
 
 def test_limits_of_the_agents_own_service_are_not_the_machines(tmp_path: Path) -> None:
     group(tmp_path, "", cgroup__controllers="cpu memory")
     group(tmp_path, "system.slice/headroom-agent.service", cpu__max="5000 100000", memory__max=str(GIB // 4))
     groups = in_group(tmp_path, "0::/system.slice/headroom-agent.service\n")
-    assert groups.cpu_quota() is None
+    assert groups.cpu_quotas() == []
     assert groups.memory_limit() is None
 
 
@@ -112,7 +115,7 @@ def test_limits_of_the_agents_own_service_are_not_the_machines(tmp_path: Path) -
 def test_without_limits_there_are_none(tmp_path: Path, lines: str) -> None:
     group(tmp_path, "", cgroup__controllers="cpu memory")
     groups = in_group(tmp_path, lines)
-    assert groups.cpu_quota() is None
+    assert groups.cpu_quotas() == []
     assert groups.memory_limit() is None
 
 
@@ -129,7 +132,8 @@ def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_quota_lowers_only_what_is_available_by_what_its_members_use(tmp_path: Path) -> None:
     group(tmp_path, "", cgroup__controllers="cpu", cpu__max="600000 100000", cpu__stat="usage_usec 0")
     clock = Clock()
-    probe = CpuProbe(clock, in_group(tmp_path, "0::/\n"))
+    probe = CpuProbe(clock, in_group(tmp_path, "0::/\n"), NO_TOPOLOGY)
+    probe.read()
     clock.time_s += 10
     (tmp_path / "sys/fs/cgroup/cpu.stat").write_text("usage_usec 27000000\n")
     reading = probe.read()
@@ -140,6 +144,60 @@ def test_a_quota_lowers_only_what_is_available_by_what_its_members_use(tmp_path:
     assert probe.read().cores_available == 6, "what the agent itself uses takes no core"
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
     assert probe.read().cores_available == 16
+
+
+@pytest.mark.usefixtures("idle_machine")
+def test_the_quota_with_the_least_left_counts_and_not_the_smallest(tmp_path: Path) -> None:
+    """The neighbours in a wide group may leave less of it than the agent's own narrow one has."""
+    group(tmp_path, "", cgroup__controllers="cpu")
+    group(tmp_path, "team", cpu__max="800000 100000", cpu__stat="usage_usec 0")
+    group(tmp_path, "team/box", cpu__max="400000 100000", cpu__stat="usage_usec 0")
+    clock = Clock()
+    probe = CpuProbe(clock, in_group(tmp_path, "0::/team/box\n"), NO_TOPOLOGY)
+    assert probe.read().cores_available == 4
+    clock.time_s += 10
+    (tmp_path / "sys/fs/cgroup/team/cpu.stat").write_text("usage_usec 70000000\n")
+    assert probe.read().cores_available == 1
+    clock.time_s += 10
+    assert probe.read().cores_available == 4
+
+
+@pytest.mark.parametrize("content", ["", "max", "100000", "100000 0", "abc def", "-1 100000", "\0"])
+def test_a_quota_that_makes_no_sense_is_none(tmp_path: Path, content: str) -> None:
+    group(tmp_path, "", cgroup__controllers="cpu", cpu__max=content)
+    group(tmp_path, "cpu", cpu__cfs_quota_us=content, cpu__cfs_period_us="0")
+    assert in_group(tmp_path, "0::/\nnonsense\n:::\n3:cpu:/\n").cpu_quotas() == []
+
+
+def hyperthreaded(sys_cpu: Path, cores: int, online: str) -> Path:
+    """Processors n and n + cores share a core; all keep their folder, as some kernels leave it."""
+    for cpu in range(2 * cores):
+        folder = sys_cpu / f"cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "core_cpus_list").write_text(f"{cpu % cores},{cpu % cores + cores}\n")
+    (sys_cpu / "online").write_text(online + "\n")
+    return sys_cpu
+
+
+@pytest.mark.usefixtures("idle_machine")
+@pytest.mark.parametrize(("online", "cores"), [("0-15", 8), ("0-7", 8), ("0-2,8-11", 4), ("0", 1), ("", 16)])
+def test_processors_that_are_switched_off_do_not_count(tmp_path: Path, online: str, cores: int) -> None:
+    sys_cpu = hyperthreaded(tmp_path, 8, online)
+    assert CpuProbe(Clock(), NO_GROUPS, sys_cpu).read().cores_physical == cores
+
+
+@pytest.mark.usefixtures("idle_machine")
+def test_the_times_of_a_processor_are_found_beside_one_that_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys_cpu = hyperthreaded(tmp_path, 4, "0,2-3")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
+    # Processor 0 is busy, and second in the list is processor 2.
+    monkeypatch.setattr(
+        psutil, "cpu_times", lambda percpu: [_Times(100.0, 0.0), _Times(0.0, 100.0), _Times(0.0, 100.0)]
+    )
+    assert CpuProbe(Clock(), NO_GROUPS, sys_cpu).read().limits == ("affinity leaves 2",)
 
 
 class _Times(NamedTuple):
@@ -173,7 +231,7 @@ def test_affinity_lowers_only_what_is_available(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("idle_machine")
 def test_the_physical_count_is_read_again_when_processors_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = CpuProbe(Clock(), NO_GROUPS)
+    probe = CpuProbe(Clock(), NO_GROUPS, NO_TOPOLOGY)
     assert probe.read().cores_physical == 16
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 48)
     assert probe.read().cores_physical == 16
@@ -184,7 +242,7 @@ def test_the_physical_count_is_read_again_when_processors_come(monkeypatch: pyte
 @pytest.mark.usefixtures("idle_machine")
 def test_a_machine_that_hides_its_cores_counts_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 32 if logical else None)
-    assert CpuProbe(Clock(), NO_GROUPS).read().cores_physical == 32
+    assert CpuProbe(Clock(), NO_GROUPS, NO_TOPOLOGY).read().cores_physical == 32
 
 
 def test_memory_of_the_machine() -> None:

@@ -146,7 +146,12 @@ def live(
             claims=ClaimsDir(config.claims_path, clock),
         )
         delivery = Delivery(
-            ("http://a", "http://b"), timeout_s=5.0, token=lambda: "", pause=pause, connect=lambda _: network
+            ("http://a", "http://b"),
+            timeout_s=5.0,
+            token=lambda: "",
+            pause=pause,
+            clock=clock,
+            connect=lambda _: network,
         )
         Agent(
             agent_id,

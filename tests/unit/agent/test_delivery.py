@@ -17,7 +17,7 @@ import pytest
 from app.errors import StartupRefusedError
 from tests.heartbeat_server import HeartbeatServer, Received, Reply, heartbeat_server
 from tests.servers import free_port
-from workers.host_agent.clock import NeverStops, StopRequestedError
+from workers.host_agent.clock import NeverStops, StopRequestedError, SystemClock
 from workers.host_agent.config import Config
 from workers.host_agent.connection import HttpAnswer
 from workers.host_agent.delivery import Delivery, Outcome, open_delivery, read_answer
@@ -34,20 +34,24 @@ def server() -> Iterator[HeartbeatServer]:
         yield running
 
 
+def opened(config: Config) -> Delivery:
+    return open_delivery(config, NeverStops(), SystemClock())
+
+
 @pytest.fixture
 def deliver() -> Iterator[Callable[..., Outcome]]:
     """Delivers to the given ports with one Delivery for the whole test."""
-    opened: list[Delivery] = []
+    used: list[Delivery] = []
 
     def send(*ports: int, **settings: object) -> Outcome:
-        if not opened:
+        if not used:
             servers = tuple(f"http://127.0.0.1:{port}" for port in ports)
             config = msgspec.convert({"server": servers, "timeout_s": 1.0, **settings}, Config)
-            opened.append(open_delivery(config, NeverStops()))
-        return opened[0].deliver(PATH, BODY)
+            used.append(opened(config))
+        return used[0].deliver(PATH, BODY)
 
     yield send
-    for delivery in opened:
+    for delivery in used:
         delivery.close()
 
 
@@ -99,21 +103,28 @@ def test_the_token_is_read_anew_from_its_file_and_outlives_its_replacement(
     deliver(server.port, token_file=str(file))
     file.write_text("second\n")
     deliver(server.port)
+    file.write_text("")
+    deliver(server.port)
     file.unlink()
     deliver(server.port)
     sent = [received.headers["authorization"] for received in server.received]
-    assert sent == ["Bearer first", "Bearer second", "Bearer second"]
+    assert sent == ["Bearer first", "Bearer second", "Bearer second", "Bearer second"]
 
 
 def test_without_its_token_file_or_certificates_it_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(StartupRefusedError, match="token_file"):
-        open_delivery(Config(token_file=str(tmp_path / "missing")), NeverStops())
+        opened(Config(token_file=str(tmp_path / "missing")))
     (tmp_path / "two-lines").write_text("hush-hush\nhush")
     with pytest.raises(StartupRefusedError, match="token_file") as refusal:
-        open_delivery(Config(token_file=str(tmp_path / "two-lines")), NeverStops())
+        opened(Config(token_file=str(tmp_path / "two-lines")))
     assert "hush" not in refusal.value.detail
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(StartupRefusedError, match="empty cannot be used: it is empty"):
+        opened(Config(token_file=str(tmp_path / "empty")))
     with pytest.raises(StartupRefusedError, match="ca_file"):
-        open_delivery(Config(server=("https://a",), ca_file=str(tmp_path / "missing")), NeverStops())
+        open_delivery(
+            Config(server=("https://a",), ca_file=str(tmp_path / "missing")), NeverStops(), SystemClock()
+        )
 
 
 def test_the_next_server_is_tried_at_once_and_stayed_with(
@@ -129,8 +140,21 @@ def test_every_server_is_tried_once_before_it_is_a_failure(deliver: Callable[...
     with heartbeat_server() as first, heartbeat_server() as second:
         first.reply = second.reply = lambda _: Reply(503, b"", {"Retry-After": "7"})
         outcome = deliver(first.port, second.port)
-        assert outcome == Outcome(detail="status 503", retry_after_s=7.0)
+        assert outcome == Outcome(detail="status 503", retry_after_s=outcome.retry_after_s)
+        assert outcome.retry_after_s == pytest.approx(7.0, abs=2.0)
         assert (len(first.received), len(second.received)) == (1, 1)
+
+
+def test_an_answer_that_got_lost_may_have_been_a_yes(server: HeartbeatServer) -> None:
+    """The agent says goodbye then; one whose every connection was turned away does not."""
+    server.reply = cut
+    gone = f"http://127.0.0.1:{free_port()}"
+    for servers, maybe_taken in (((f"http://127.0.0.1:{server.port}", gone), True), ((gone,), False)):
+        delivery = opened(Config(server=servers, timeout_s=1.0))
+        outcome = delivery.deliver(PATH, BODY)
+        assert not outcome.accepted
+        assert outcome.maybe_taken is maybe_taken
+        delivery.close()
 
 
 def test_a_refusal_is_not_carried_to_the_next_server(deliver: Callable[..., Outcome]) -> None:
@@ -217,7 +241,9 @@ def test_an_endless_answer_is_cut_off(server: HeartbeatServer, deliver: Callable
     ],
 )
 def test_what_cannot_be_reached_is_a_failure(host: str, said: str) -> None:
-    delivery = open_delivery(Config(server=(f"http://{host}:{free_port()}",), timeout_s=2.0), NeverStops())
+    delivery = open_delivery(
+        Config(server=(f"http://{host}:{free_port()}",), timeout_s=2.0), NeverStops(), SystemClock()
+    )
     outcome = delivery.deliver(PATH, BODY)
     assert not outcome.accepted
     assert said in outcome.detail.lower()
@@ -229,12 +255,12 @@ def test_tls_with_a_certificate_of_ones_own() -> None:
     tls.load_cert_chain(DATA / "loopback.pem")
     with heartbeat_server(tls=tls) as server:
         trusting = Config(server=(f"https://127.0.0.1:{server.port}/",), ca_file=str(DATA / "loopback.crt"))
-        delivery = open_delivery(trusting, NeverStops())
+        delivery = opened(trusting)
         assert delivery.deliver(PATH, BODY).accepted
         assert delivery.deliver(PATH, BODY).accepted
         assert len({received.connection for received in server.received}) == 1
         delivery.close()
-        untrusting = open_delivery(Config(server=trusting.server), NeverStops())
+        untrusting = opened(Config(server=trusting.server))
         outcome = untrusting.deliver(PATH, BODY)
         assert not outcome.accepted
         assert "certificate" in outcome.detail.lower()
@@ -243,7 +269,9 @@ def test_tls_with_a_certificate_of_ones_own() -> None:
 
 
 def test_a_path_before_the_api_is_kept(server: HeartbeatServer) -> None:
-    delivery = open_delivery(Config(server=(f"http://127.0.0.1:{server.port}/site/a/",)), NeverStops())
+    delivery = open_delivery(
+        Config(server=(f"http://127.0.0.1:{server.port}/site/a/",)), NeverStops(), SystemClock()
+    )
     assert delivery.deliver(PATH, BODY).accepted
     assert server.received[0].path == "/site/a" + PATH
     delivery.close()
@@ -306,7 +334,7 @@ def test_a_stop_request_ends_the_wait_for_an_answer(server: HeartbeatServer) -> 
                 raise StopRequestedError
             yield
 
-    delivery = open_delivery(Config(server=(f"http://127.0.0.1:{server.port}",)), Stopping())
+    delivery = open_delivery(Config(server=(f"http://127.0.0.1:{server.port}",)), Stopping(), SystemClock())
     with pytest.raises(StopRequestedError):
         delivery.deliver(PATH, BODY)
     assert delivery.goodbye(PATH, BODY).accepted

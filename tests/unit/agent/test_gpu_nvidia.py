@@ -1,12 +1,10 @@
-"""NVIDIA GPUs, through a library and a tool that do what drivers do on bad days, in a real child process."""
+"""NVIDIA GPUs, through a library that does what drivers do on bad days, in a real child process."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,21 +12,10 @@ import pytest
 
 from tests.children import children
 from tests.fake_nvml import GIB, TITAN, FakeNvml
+from tests.gpus import DEADLINE_S, open_gpus, sample, sampled_until
 from tests.servers import wait_until
 from workers.host_agent.probes.devices import Sample, best
 from workers.host_agent.probes.gpu import Gpus
-
-DEADLINE_S = 1.0
-
-
-def open_gpus(host_root: Path, *, restart_s: float = 0.05) -> Gpus:
-    return Gpus(
-        vendors=("nvidia",),
-        host_root=host_root,
-        deadline_s=DEADLINE_S,
-        start_s=15.0,
-        restart_s=restart_s,
-    )
 
 
 @pytest.fixture
@@ -37,23 +24,6 @@ def gpus(nvml: FakeNvml) -> Iterator[Gpus]:
     yield opened
     opened.close()
     assert children() == []
-
-
-def sample(gpus: Gpus, *, with_processes: bool = False) -> Sample:
-    return gpus.sample(with_processes=with_processes, stopping=lambda: False)
-
-
-def sampled_until(gpus: Gpus, wanted: Callable[[Sample], bool]) -> Sample:
-    """Samples like an impatient agent until the answer is as wanted."""
-    found = Sample([], [])
-
-    def look() -> bool:
-        nonlocal found
-        found = sample(gpus)
-        return wanted(found)
-
-    wait_until(look, timeout_s=20, interval_s=0.05, what="the sample")
-    return found
 
 
 def test_one_gpu_in_whole_mib(gpus: Gpus, nvml: FakeNvml) -> None:
@@ -253,84 +223,6 @@ def test_without_the_driver_no_child_is_started(tmp_path: Path) -> None:
     gpus = open_gpus(tmp_path)
     assert sample(gpus) == Sample([], [])
     assert children() == []
-
-
-# nvidia-smi
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gpus]]:
-    """Installs an nvidia-smi with the given shell script, on a machine without the library."""
-    opened = []
-
-    def install(script: str) -> Gpus:
-        tool = tmp_path / "bin" / "nvidia-smi"
-        tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f"#!/bin/sh\n{script}\n")
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-        host_root = tmp_path / "host"
-        (host_root / "dev").mkdir(parents=True)
-        (host_root / "dev/nvidiactl").touch()
-        (host_root / "proc").symlink_to("/proc")
-        opened.append(open_gpus(host_root))
-        return opened[0]
-
-    yield install
-    for gpus in opened:
-        gpus.close()
-    wait_until(lambda: not children(), what="all children to be gone")
-
-
-def test_nvidia_smi_is_the_fallback(smi: Callable[[str], Gpus]) -> None:
-    gpus = smi(
-        "echo '0, GPU-aaa, NVIDIA RTX A4000, 16376, 15000, [N/A]'\n"
-        "echo '1, GPU-bbb, \"NVIDIA, with comma\", 81559, 12.0, Disabled'"
-    )
-    first, second = sample(gpus).devices
-    assert (first.number, first.uuid, first.total_mib, first.free_mib) == (0, "GPU-aaa", 16376, 15000)
-    assert (second.name, second.total_mib, second.free_mib) == ("NVIDIA, with comma", 81559, 12)
-
-
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        ("echo '0, GPU-a, Titan, 100, [GPU is lost], [N/A]'", "nvidia-smi: GPU 0: [GPU is lost]"),
-        ("echo '0, GPU-a, A100, 100, 90, Enabled'", "nvidia-smi: GPU 0: MIG slices are read through NVML only"),
-        ("echo 'what is this'", "nvidia-smi: a line that cannot be read"),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", "nvidia-smi: status 9: NVIDIA-SMI has failed"),
-        ("kill -SEGV $$", "nvidia-smi: status -11"),
-    ],
-)
-def test_what_nvidia_smi_cannot_say_is_a_reason(smi: Callable[[str], Gpus], script: str, reason: str) -> None:
-    assert sample(smi(script)) == Sample([], [f"nvidia: {reason}"])
-
-
-def test_nvidia_smi_without_memory_of_its_own(smi: Callable[[str], Gpus]) -> None:
-    (gpu,) = sample(smi("echo '0, GPU-a, NVIDIA GB10, [N/A], [N/A], [N/A]'")).devices
-    assert gpu.shared
-    assert gpu.total_mib == psutil.virtual_memory().total >> 20
-
-
-def test_an_nvidia_smi_that_hangs_goes_with_its_child(smi: Callable[[str], Gpus], tmp_path: Path) -> None:
-    slow = tmp_path / "slow"
-    gpus = smi(f"test -e {slow} && sleep 1000\necho '0, GPU-a, Titan, 100, 90, [N/A]'")
-    assert sample(gpus).devices
-    slow.touch()
-    assert sample(gpus) == Sample([], ["nvidia: no answer within 1 s"])
-    names = {process.name() for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
-    assert "nvidia-smi" not in names
-    slow.unlink()
-    assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
-
-
-def test_neither_library_nor_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/nvidiactl").touch()
-    gpus = open_gpus(tmp_path)
-    assert sample(gpus) == Sample([], ["nvidia: NVML: library not found, and there is no nvidia-smi"])
-    gpus.close()
 
 
 # Laptops

@@ -62,6 +62,14 @@ def test_a_crash_while_writing_leaves_the_old_file(
     assert keep_agent_id(tmp_path, MACHINE) == made
 
 
+def test_what_a_power_cut_left_half_written_is_cleared(tmp_path: Path) -> None:
+    made = keep_agent_id(tmp_path, MACHINE)
+    for leftover in ("identity.json.tmp", "identity.json.4711.tmp"):
+        (tmp_path / leftover).write_text("{")
+    assert keep_agent_id(tmp_path, MACHINE) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\0\0\0", b"{}", b'{"agent_id": "x", "machine": ["", "", []]}', b"\xff"]
 )

@@ -54,6 +54,13 @@ def test_an_intel_card_adds_the_one_right_that_its_driver_asks_for() -> None:
     assert settings(unit_text(system=True, perfmon=True))["AmbientCapabilities"] == "CAP_PERFMON"
 
 
+def test_under_wsl_the_node_of_windows_is_open() -> None:
+    opened = "\nDeviceAllow=/dev/dxg rw\n"
+    assert opened in unit_text(system=True, wsl=True)
+    assert opened not in unit_text(system=True)
+    assert "WSL" not in unit_text(system=False, wsl=True)
+
+
 def test_the_token_is_handed_over_by_systemd() -> None:
     unit = settings(unit_text(system=True, token=Path("/etc/headroom/agent.token")))
     assert unit["LoadCredential"] == "token:/etc/headroom/agent.token"

@@ -13,8 +13,9 @@ _UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as the largest page-al
 
 
 class CpuQuota(NamedTuple):
-    """The tightest quota around the agent; `used_s` is the CPU time its group has used so far."""
+    """A quota around the agent; `group` is the folder it stands in, `used_s` the CPU time used there so far."""
 
+    group: str
     cores: float
     used_s: float
 
@@ -33,19 +34,20 @@ class Cgroups:
         self._mount = host_root / "sys/fs/cgroup"
         self._proc_self = proc_self
 
-    def cpu_quota(self) -> CpuQuota | None:
+    def cpu_quotas(self) -> list[CpuQuota]:
+        """All quotas on the way up: a wide one that the neighbours use up can leave less than a narrow one."""
         found = []
         for folder in self._folders(""):
-            parts = _read(folder / "cpu.max").split()
-            if len(parts) == 2 and parts[0] != "max":
+            quota, _, period = _read(folder / "cpu.max").partition(" ")
+            if _number(quota) and _number(period):
                 used_s = _stat(folder / "cpu.stat").get("usage_usec", 0) / 1e6
-                found.append(CpuQuota(int(parts[0]) / int(parts[1]), used_s))
+                found.append(CpuQuota(str(folder), _number(quota) / _number(period), used_s))
         for folder in self._folders("cpu"):
             quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-            if quota and period and int(quota) > 0:
-                used_s = int(_read(folder / "cpuacct.usage") or 0) / 1e9
-                found.append(CpuQuota(int(quota) / int(period), used_s))
-        return min(found, default=None)
+            if _number(quota) and _number(period):
+                used_s = _number(_read(folder / "cpuacct.usage")) / 1e9
+                found.append(CpuQuota(str(folder), _number(quota) / _number(period), used_s))
+        return found
 
     def memory_limit(self) -> MemoryLimit | None:
         found = []
@@ -53,20 +55,22 @@ class Cgroups:
             limit = _read(folder / "memory.max")
             if limit.isdigit():
                 reclaimable = _stat(folder / "memory.stat").get("inactive_file", 0)
-                found.append(MemoryLimit(int(limit), int(_read(folder / "memory.current") or 0) - reclaimable))
+                used = _number(_read(folder / "memory.current"))
+                found.append(MemoryLimit(int(limit), used - reclaimable))
         for folder in self._folders("memory"):
             limit = _read(folder / "memory.limit_in_bytes")
             if limit.isdigit() and int(limit) < _UNLIMITED_BYTES:
                 reclaimable = _stat(folder / "memory.stat").get("total_inactive_file", 0)
-                used = int(_read(folder / "memory.usage_in_bytes") or 0)
+                used = _number(_read(folder / "memory.usage_in_bytes"))
                 found.append(MemoryLimit(int(limit), used - reclaimable))
         return min(found, key=lambda memory: memory.limit - memory.used, default=None)
 
     def _folders(self, controller: str) -> Iterator[Path]:
         """The agent's group and all above it; `controller` empty means version 2."""
         for line in _read(self._proc_self / "cgroup").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controller not in controllers.split(","):
+            number, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            if not number.isdigit() or controller not in controllers.split(","):
                 continue
             for mount in self._mounts(controllers):
                 group = mount / path.strip("/")
@@ -94,6 +98,11 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def _number(text: str) -> int:
+    """0 for what is none: "max", -1, and files that are not there."""
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _stat(path: Path) -> dict[str, int]:

@@ -6,9 +6,11 @@ import csv
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from app.tether import die_with_parent
 from workers.host_agent.probes.devices import MIB, Device, Sample
 from workers.host_agent.probes.system_memory import read_system_memory
 
@@ -46,6 +48,8 @@ class NvidiaSmi:
                 stdin=subprocess.DEVNULL,
                 text=True,
                 errors="replace",
+                # The agent ends this child with its group; when somebody else does, the tool must not stay behind.
+                preexec_fn=die_with_parent() if sys.platform == "linux" else None,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return Sample([], [f"nvidia-smi: {type(error).__name__}"])

@@ -1,0 +1,39 @@
+"""GPUs as an agent samples them, with the short deadlines of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.servers import wait_until
+from workers.host_agent.probes.devices import Sample
+from workers.host_agent.probes.gpu import Gpus
+
+DEADLINE_S = 1.0
+
+
+def open_gpus(host_root: Path, *, restart_s: float = 0.05) -> Gpus:
+    return Gpus(
+        vendors=("nvidia",),
+        host_root=host_root,
+        deadline_s=DEADLINE_S,
+        start_s=15.0,
+        restart_s=restart_s,
+    )
+
+
+def sample(gpus: Gpus, *, with_processes: bool = False) -> Sample:
+    return gpus.sample(with_processes=with_processes, stopping=lambda: False)
+
+
+def sampled_until(gpus: Gpus, wanted: Callable[[Sample], bool]) -> Sample:
+    """Samples like an impatient agent until the answer is as wanted."""
+    found = Sample([], [])
+
+    def look() -> bool:
+        nonlocal found
+        found = sample(gpus)
+        return wanted(found)
+
+    wait_until(look, timeout_s=20, interval_s=0.05, what="the sample")
+    return found
