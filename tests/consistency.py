@@ -106,6 +106,7 @@ def expected_keys(hashes: dict[str, dict[str, str]]) -> dict[str, dict[str, floa
                 for name in memberships(int(cores)):
                     sets[f"{by_vram}:cores:{name}"][agent_id] = float(vram)
             if not suffix:
+                sets[f"{agent_type}:machines"][f"{total} {physical} {gpu} {pool} {agent_id}"] = 0.0
                 totals[f"{gpu}:placeable"] += 1
                 totals[f"{gpu}:vram_available_mib"] += int(float(vram) * 1024 + 0.5)
                 totals[f"{gpu}:cores_available"] += int(cores)

@@ -24,7 +24,7 @@ _STRAYS_SLICE: Final = 100
 _SCAN_SLICE: Final = 500
 _AGENT_ID: Final = re.compile(r"[0-9a-f-]{36}")
 _SEARCHED: Final = re.compile(
-    r":[a-z0-9-]+(:silent|:busy|:cordoned)?(:cores|(:pool:[^:]+)?:vram(:cores:[0-9]+(\+|-[0-9]+))?)"
+    r":[a-z0-9-]+(:silent|:busy|:cordoned)?(:cores|:machines|(:pool:[^:]+)?:vram(:cores:[0-9]+(\+|-[0-9]+))?)"
 )
 """What follows the prefix in the key of a set that searches read."""
 

@@ -12,12 +12,17 @@ from app.index.keys import Keys, encode_pool
 from app.index.lookup import Lookups, Steps
 from app.index.scripts import Argument, Call, load
 from app.models.capacity import AvailableCapacity, CapacityQuery, GpuType
-from app.models.insight import Explanation, Fit, Hidden, Miss, PoolTotals
+from app.models.identity import AgentId
+from app.models.insight import Candidate, Explanation, Fit, Hidden, Miss, PoolTotals
 
 _NEAREST: Final = 10
 _FIT_SLICE: Final = 32
 _REFUSED_SLICE: Final = 1_000
 """Most agents that are looked at one by one for filters that the sets do not know."""
+
+_BIG_ENOUGH: Final = 100
+_BIG_ENOUGH_SHAPES: Final = 2_000
+"""Kinds of machines that one call looks through: about a millisecond of Redis's time."""
 
 _SUMMARY_SLICE: Final = 25
 _MIB: Final = 1024
@@ -70,6 +75,21 @@ class Insights:
         )
         return Fit(tasks=tasks, agents=agents, fragmentation=max(0.0, 1.0 - used / free) if free > 0 else 0.0)
 
+    def big_enough(self, query: CapacityQuery) -> Steps[list[Candidate]]:
+        gpu_type = "" if query.gpu_type is None else query.gpu_type.value
+        reply = yield from self._call("big_enough", query, gpu_type, _BIG_ENOUGH, _BIG_ENOUGH_SHAPES)
+        found = []
+        for agent_id, figures in zip(reply[::2], reply[1::2], strict=True):
+            vram, _, cores = figures.decode().partition(" ")
+            found.append(
+                Candidate(
+                    agent_id=AgentId(agent_id.decode()),
+                    gpu_vram_available_gb=float(vram),
+                    cpu_cores_available=int(cores),
+                )
+            )
+        return found
+
     def summary(
         self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
     ) -> Steps[tuple[list[PoolTotals], str | None]]:
@@ -91,6 +111,9 @@ class Insights:
         return rows, str(skip)
 
     def _counts(self, script: str, query: CapacityQuery, *more: Argument) -> Steps[list[int]]:
+        return [int(number) for number in (yield from self._call(script, query, *more))]
+
+    def _call(self, script: str, query: CapacityQuery, *more: Argument) -> Steps[list[Any]]:
         reply = yield lambda epoch: Call(
             load(script),
             self._keys.prefix,
@@ -105,7 +128,7 @@ class Insights:
                 *more,
             ),
         )
-        return [int(number) for number in reply[1:]]
+        return cast("list[Any]", reply[1:])
 
     def _nearest(self, query: CapacityQuery) -> Steps[list[Miss]]:
         """When nothing has both: those short of VRAM alone, those short of cores alone, then those short of both.
@@ -206,6 +229,9 @@ class RedisInsight:
 
     async def fit(self, query: CapacityQuery) -> Fit:
         return cast(Fit, await self._run(lambda: self._insights.fit(query)))
+
+    async def big_enough(self, query: CapacityQuery) -> list[Candidate]:
+        return cast("list[Candidate]", await self._run(lambda: self._insights.big_enough(query)))
 
     async def summary(
         self, *, agent_type: str | None = None, pool_name: str | None = None, limit: int, after: str | None = None

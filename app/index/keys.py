@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-LAYOUT: Final = "2"
+LAYOUT: Final = "3"
 """Version of the scheme of sets and fields; another one in Redis forces a rebuild."""
 
 GROUP_INDEX: Final = "index"
@@ -112,6 +112,9 @@ class Keys:
 
     def pools(self, agent_type: str) -> str:
         return f"{self.prefix}:{agent_type}:pools"
+
+    def machines(self, agent_type: str) -> str:
+        return f"{self.prefix}:{agent_type}:machines"
 
     def shapes(self, agent_type: str, pool_name: str | None = None) -> str:
         scope = agent_type if pool_name is None else f"{agent_type}:pool:{encode_pool(pool_name)}"

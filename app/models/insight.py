@@ -21,6 +21,14 @@ class Miss(msgspec.Struct, frozen=True, kw_only=True):
     lacks_cpu_cores: int = 0
 
 
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A placeable agent that would fit if it were idle, with what it has free now."""
+
+    agent_id: AgentId
+    gpu_vram_available_gb: float
+    cpu_cores_available: int
+
+
 class Hidden(msgspec.Struct, frozen=True, kw_only=True):
     """Agents that have enough but that no search may return."""
 

@@ -30,6 +30,7 @@ class TaskStatus(StrEnum):
 
 
 ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.SKIPPED})
+OPEN: Final = tuple(status for status in TaskStatus if status not in ENDED)
 
 
 class Amounts(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models.capacity import GpuType
 from app.models.identity import AgentId
-from app.models.plan import ENDED, Amounts, Needs, Plan, PlanId, Task, TaskId, TaskStatus, settled
+from app.models.plan import ENDED, OPEN, Amounts, Needs, Plan, PlanId, Task, TaskId, TaskStatus, settled
 from app.record import rows
 from app.record.bulk import Bulk
 from app.record.connect import Database
@@ -40,8 +40,8 @@ class RecordedPlans:
         self._bulk = bulk
 
     async def add(self, plan: Plan) -> None:
-        queued_us = rows.us_of(plan.created_at)
         async with self._database.writing() as connection:
+            queued_us = await _next_in_queue(connection, rows.us_of(plan.created_at))
             await connection.execute(insert(plans).values(plan_id=plan.plan_id, created_at=plan.created_at))
             await self._bulk.insert(
                 connection, plan_tasks, [{**_row(task), "queued_us": queued_us} for task in plan.tasks]
@@ -139,6 +139,19 @@ async def thin_plans(database: Database, *, before: datetime) -> int:
         if len(ids) < _THIN_SLICE:
             break
     return deleted
+
+
+async def _next_in_queue(connection: AsyncConnection, created_us: int) -> int:
+    """Behind every open task, though the clock stood still or was set back since they came."""
+    for status in OPEN:
+        last_us = await connection.scalar(
+            select(_tasks.queued_us)
+            .where(_tasks.status == status.value)
+            .order_by(_tasks.queued_us.desc())
+            .limit(1)
+        )
+        created_us = max(created_us, 1 + (last_us or 0))
+    return created_us
 
 
 async def _generation(connection: AsyncConnection) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from app.errors import AgentNotFoundError, UnavailableError
-from app.models.capacity import AgentStatus, AvailableCapacity, CapacityQuery, Cursor
+from app.models.capacity import AgentStatus, AvailableCapacity, CapacityPage, CapacityQuery, Cursor
 from app.models.identity import AgentId
 from app.models.plan import Amounts, Needs, Task, TaskStatus
 from app.service.ledger import Ledger, Whole, covers, whole
@@ -37,15 +37,19 @@ class _Place(msgspec.Struct, frozen=True):
 class Placing:
     """One pass.
 
-    The first task of a scope that fits nowhere keeps an agent for itself: the one big enough that has the most to
-    spare. Later tasks may go before it, but not there, so it is free at the latest when all that runs there has
-    ended, however many small tasks come in.
+    The first task of a scope that fits nowhere keeps an agent for itself: the one big enough that lacks least of
+    what it needs. Later tasks may go before it, but not there, so it is free at the latest when all that runs
+    there has ended, however many small tasks come in.
+
+    Attributes:
+        calls: questions asked of the index so far.
     """
 
     def __init__(self, orchestrator: OrchestratorService, insight: FleetInsight, ledger: Ledger) -> None:
         self._orchestrator = orchestrator
         self._insight = insight
         self._ledger = ledger
+        self.calls = 0
         self._kept: dict[AgentId, Scope] = {}
         self._futile: dict[Scope, list[Whole]] = {}
 
@@ -85,7 +89,7 @@ class Placing:
         needed = whole(needs.amounts)
         after: Cursor | None = None
         while True:
-            page = await self._orchestrator.find(query_for(needs, after=after))
+            page = await self._search(query_for(needs, after=after))
             for row in page.agents:
                 # What is usable is never more than what is reported, and that only gets less from here on.
                 if best is not None and round(row.gpu_vram_available_gb * 1024) <= best.usable[0]:
@@ -109,6 +113,7 @@ class Placing:
 
     async def _look_at(self, row: AvailableCapacity) -> _Place | None:
         """The search does not tell its main memory: the agent itself is asked."""
+        self.calls += 1
         reported = await self._reported(row.agent_id)
         if reported is None:
             return None
@@ -124,39 +129,44 @@ class Placing:
         return Amounts(agent.gpu_vram_available_gb, agent.cpu_cores_available, agent.memory_available_gb)
 
     async def _keep_for(self, needs: Needs, scope: Scope) -> None:
-        # Those that report enough and are only taken by what was placed there.
-        page = await self._orchestrator.find(query_for(needs))
-        candidates = [(self._bound(row), row.agent_id) for row in page.agents if row.agent_id not in self._kept]
-        if candidates:
-            _, agent_id = max(candidates)
-            self._kept[agent_id] = scope
-            return
-        nearest = await self._nearest(needs)
-        if nearest is not None:
-            self._kept[nearest] = scope
-
-    async def _nearest(self, needs: Needs) -> AgentId | None:
-        """The agent that is big enough, now in use, and lacks least."""
+        """Of the agents that are big enough, the one that lacks least: what is kept only gets more."""
+        page = await self._search(query_for(needs))
+        rooms = {row.agent_id: self._bound(row) for row in page.agents}
         try:
-            explanation = await self._insight.explain(msgspec.structs.replace(query_for(needs), limit=1))
+            for one in await self._insight.big_enough(query_for(needs)):
+                reported = Amounts(one.gpu_vram_available_gb, one.cpu_cores_available, _PLENTY_GB)
+                rooms.setdefault(one.agent_id, self._ledger.usable(one.agent_id, reported))
         except UnavailableError:
-            return None
-        amounts = needs.amounts
-        for miss in explanation.nearest:
-            if miss.agent_id in self._kept:
+            log.debug("Nobody can name the agents that are big enough: only those that report enough are kept")
+        needed = whole(needs.amounts)
+        told = {row.agent_id for row in page.agents}
+        for agent_id in sorted(rooms, key=lambda one: (_lack(rooms[one], needed), one)):
+            if agent_id in self._kept:
                 continue
-            try:
-                agent = (await self._orchestrator.get(miss.agent_id)).agent
-            except AgentNotFoundError:
-                continue
-            big_enough = (
-                agent.gpu_vram_total_gb >= amounts.gpu_vram_gb
-                and agent.cpu_cores_physical >= amounts.cpu_cores
-                and (needs.gpu_type is None or agent.gpu_type is needs.gpu_type)
-            )
-            if big_enough:
-                return miss.agent_id
-        return None
+            # The search knows its main memory; of the others the agent itself is asked.
+            if agent_id in told or await self._has_memory(agent_id, needs.amounts.memory_gb):
+                self._kept[agent_id] = scope
+                return
+
+    async def _has_memory(self, agent_id: AgentId, memory_gb: float) -> bool:
+        if not memory_gb:
+            return True
+        self.calls += 1
+        try:
+            agent = (await self._orchestrator.get(agent_id)).agent
+        except AgentNotFoundError:
+            return False
+        used = min(agent.memory_percent, 99.0) / 100
+        return agent.memory_available_gb / (1 - used) >= memory_gb
+
+    async def _search(self, query: CapacityQuery) -> CapacityPage:
+        self.calls += 1
+        return await self._orchestrator.find(query)
+
+
+def _lack(usable: Whole, needed: Whole) -> float:
+    """How much of what is needed is not there, as a share, added up over what is of several kinds."""
+    return sum(max(0, wants - has) / wants for has, wants in zip(usable, needed, strict=True) if wants)
 
 
 def query_for(needs: Needs, *, after: Cursor | None = None) -> CapacityQuery:

@@ -16,7 +16,7 @@ from app.models.fleet import FleetPage
 from app.models.health import IndexHealth
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
-from app.models.insight import Explanation, Fit, PoolTotals, TrendQuery, TrendSeries
+from app.models.insight import Candidate, Explanation, Fit, PoolTotals, TrendQuery, TrendSeries
 from app.models.log import Gap, LogEntry
 from app.models.plan import Plan, PlanId, Task, TaskId, TaskStatus
 
@@ -89,6 +89,14 @@ class FleetInsight(Protocol):
 
     async def fit(self, query: CapacityQuery) -> Fit:
         """How many tasks of the size that the query's thresholds name; its limit and cursor do not matter."""
+        ...
+
+    async def big_enough(self, query: CapacityQuery) -> list[Candidate]:
+        """Placeable agents whose machines have the VRAM, cores and GPU type that the query names, free or not.
+
+        At most 100, and the same ones from call to call as long as the fleet's machines are the same; those that
+        do not say how big they are are not among them.
+        """
         ...
 
     async def summary(

@@ -116,6 +116,7 @@ def test_answers_equal_plain_counting(
             for query in asked:
                 asked_for = [(n, one) for n, one in fleet if query.pool_name in (None, one.pool_name)]
                 await check_explain(index, query, asked_for)
+                await check_big_enough(index, query, asked_for)
                 await check_fit(index, query, [one for _, one in asked_for if one.placeable])
             await check_summary(index, made)
             await assert_index_consistent(index)
@@ -177,6 +178,18 @@ def nearest(query: CapacityQuery, placeable: Fleet) -> list[AgentId]:
     enough_vram = [(n, one) for n, one in wanted if one.vram >= query.min_gpu_vram_gb]
     short_of_cores = sorted(enough_vram, key=lambda one: (one[1].cores, one[1].vram, one[0]), reverse=True)[:10]
     return [agent_id(n) for n, _ in [*short_of_vram, *short_of_cores] or most_vram(wanted)]
+
+
+async def check_big_enough(index: Index, query: CapacityQuery, fleet: Fleet) -> None:
+    found = await index.insight.big_enough(query)
+    assert {one.agent_id: (one.gpu_vram_available_gb, one.cpu_cores_available) for one in found} == {
+        agent_id(n): (one.vram, one.cores)
+        for n, one in fleet
+        if one.placeable
+        and query.gpu_type in (None, one.gpu_type)
+        and one.vram_total >= query.min_gpu_vram_gb
+        and one.physical >= query.min_cpu_cores
+    }
 
 
 async def check_fit(index: Index, query: CapacityQuery, placeable: list[Machine]) -> None:

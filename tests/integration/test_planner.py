@@ -60,10 +60,11 @@ async def planning(settings: Settings) -> AsyncIterator[Planning]:
 def machine(number: int, vram: float = 24.0, cores: int = 16, memory: float = 64.0, **fields: Any) -> Heartbeat:
     metrics = ResourceMetrics(
         gpu_vram_available_gb=vram,
-        gpu_vram_total_gb=24.0,
+        gpu_vram_total_gb=fields.pop("gpu_vram_total_gb", 24.0),
         cpu_cores_available=cores,
         cpu_cores_physical=16,
         memory_available_gb=memory,
+        memory_percent=fields.pop("memory_percent", None),
         gpu_type=GpuType.NVIDIA,
     )
     return heartbeat(number, resource_metrics=metrics, **fields)
@@ -201,6 +202,28 @@ async def test_the_small_do_not_starve_the_large(planning: Planning) -> None:
     running = (await planning.record.plans.open_tasks()).assigned
     assert rounds >= 3
     assert any(one.plan_id not in {small.plan_id, large.plan_id} for one in running)
+
+
+async def test_what_is_kept_is_big_enough_however_many_small_machines_are_nearer(planning: Planning) -> None:
+    """Forty small machines lack less than the large one that somebody else uses; none of them will ever do."""
+    small = [machine(number, 12.0, 1, gpu_vram_total_gb=12.0) for number in range(10, 50)]
+    await planning.report(machine(1, 9.0, 12), machine(2, 4.0, 3), *small)
+    large = await planning.planner.generate_plan([task(20.0, 12)])
+    assert where(large) == [None]
+    # Agent 1 lacks least: what comes later goes everywhere else, and then waits.
+    later = await planning.planner.generate_plan([task(1.0) for _ in range(len(small) + 4)])
+    assert where(later).count(None) == 1
+    assert 1 not in where(later)
+    await planning.report(machine(1, 21.0, 12))
+    assert where(await again(planning, large)) == [1]
+
+
+async def test_a_machine_without_the_memory_is_not_kept(planning: Planning) -> None:
+    await planning.report(
+        machine(1, 20.0, memory=10.0, memory_percent=50.0), machine(2, 9.0, memory=10.0, memory_percent=90.0)
+    )
+    plan = await planning.planner.generate_plan([task(24.0, 1, 64.0), task(8.0), task(8.0), task(8.0)])
+    assert where(plan) == [None, 1, 1, None]
 
 
 async def test_a_task_keeps_a_machine_that_others_use(planning: Planning) -> None:

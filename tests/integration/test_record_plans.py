@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import msgspec
+
 from app.models.capacity import GpuType
 from app.models.identity import AgentId
 from app.models.plan import Amounts, Needs, Plan, PlanId, Task, TaskId, TaskStatus
@@ -61,12 +63,14 @@ async def test_a_plan_comes_back_as_it_was(record: Record) -> None:
     assert await record.plans.task(TaskId(agent_id(9))) is None
 
 
-async def test_the_oldest_plan_comes_first_and_its_tasks_in_their_order(record: Record) -> None:
-    for number in (3, 1, 2):
-        await record.plans.add(plan_of(number, task(number, 0), task(number, 1), task(number, 2, "t0")))
+async def test_who_came_first_comes_first_even_if_the_clock_stood_still_or_went_back(record: Record) -> None:
+    order = (3, 1, 4, 2)
+    for number, at_s in zip(order, (60.0, 60.0, 0.0, 30.0), strict=True):
+        made = plan_of(number, task(number, 0), task(number, 1), task(number, 2, "t0"))
+        await record.plans.add(msgspec.structs.replace(made, created_at=moment(at_s)))
     opened = await record.plans.open_tasks()
     assert [(one.plan_id, one.position) for one in opened.pending] == [
-        (plan_id(number), position) for number in (1, 2, 3) for position in (0, 1)
+        (plan_id(number), position) for number in order for position in (0, 1)
     ]
     assert (opened.generation, opened.assigned) == (0, [])
 

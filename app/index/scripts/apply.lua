@@ -30,7 +30,7 @@ end
 -- Brings sets, totals and feed in line.
 local function follow(agent_id, old, new)
     move(agent_id, old.indexed, new.indexed)
-    recount(old.status and old.machine and old, new)
+    recount(agent_id, old.status and old.machine and old, new)
     local moved = old.indexed ~= new.indexed
     if moved or old.status ~= new.status then
         local agent_type, pool = parse_machine(new.machine)

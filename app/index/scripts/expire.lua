@@ -18,7 +18,7 @@ for _, agent_id in ipairs(found) do
     end
     if state and not state.cordoned then
         move(agent_id, state.indexed, '')
-        recount(state, nil)
+        recount(agent_id, state, nil)
         redis.call('DEL', agent_key(agent_id))
     end
 end

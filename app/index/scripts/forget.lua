@@ -12,7 +12,7 @@ local state = read_state(agent_id)
 if not state then return false end
 change_state('forgotten', agent_id, state, {indexed = ''})
 state.indexed = ''
-recount(state, nil)
+recount(agent_id, state, nil)
 redis.call('DEL', key)
 for _, set in ipairs({seen_key, silent_key, offline_key, prefix .. ':cordons'}) do
     redis.call('ZREM', set, agent_id)

@@ -56,6 +56,12 @@ for i = 3, #ARGV do
         end
         local place = parse_indexed(repairs and indexed or state.indexed)
         if place then check_place(agent_id, place) end
+        local member = machine_member(agent_id, {machine = state.machine, indexed = repairs and indexed or state.indexed})
+        local machines_key = prefix .. ':' .. parse_machine(state.machine) .. ':machines'
+        if member and not redis.call('ZSCORE', machines_key, member) then
+            report(agent_id, 'missing from ' .. machines_key)
+            if repairs then redis.call('ZADD', machines_key, 0, member) end
+        end
     end
 end
 return reply

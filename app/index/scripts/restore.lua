@@ -57,7 +57,7 @@ while at <= #ARGV do
     end
     if indexed then
         move(agent_id, state and state.indexed, indexed)
-        recount(state, {machine = machine, status = status, indexed = indexed, cordoned = cordoned})
+        recount(agent_id, state, {machine = machine, status = status, indexed = indexed, cordoned = cordoned})
         local agent_type, pool = parse_machine(machine)
         publish('capacity', agent_id, agent_type, pool, indexed, status)
     end

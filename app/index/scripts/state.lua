@@ -21,7 +21,7 @@ local function change_state(kind, agent_id, state, changes)
     if changes.cordoned ~= nil then new.cordoned = changes.cordoned end
     redis.call('HSET', agent_key(agent_id), 'status', new.status, 'indexed', new.indexed)
     move(agent_id, state.indexed, new.indexed)
-    recount(state, new)
+    recount(agent_id, state, new)
     local agent_type, pool = parse_machine(state.machine)
     publish(kind, agent_id, agent_type, pool, new.indexed, new.status)
 end

@@ -3,13 +3,19 @@
 -- KEYS[1]  prefix of the shard
 -- ARGV     1 now in ms, empty for the server's time   2 "1" to take them out   3 key of the set   4… members
 -- Result   the strays
---!include common ladder place
+--!include common ladder place totals
 
 local key = ARGV[3]
 local reply = {}
 
-local function belongs(agent_id)
-    local place = parse_indexed(redis.call('HGET', agent_key(agent_id), 'indexed'))
+local function belongs(member)
+    local agent_id = string.match(member, '%S+$')
+    local fields = redis.call('HMGET', agent_key(agent_id), 'indexed', 'machine')
+    if agent_id ~= member then
+        return fields[2] and key == prefix .. ':' .. parse_machine(fields[2]) .. ':machines'
+            and machine_member(agent_id, {indexed = fields[1], machine = fields[2]}) == member
+    end
+    local place = parse_indexed(fields[1])
     if not place then return false end
     local by_type, by_pool = scopes(place)
     for _, scope in ipairs({by_type, by_pool}) do

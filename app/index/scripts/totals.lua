@@ -60,14 +60,30 @@ local function enroll(sign, machine)
     end
 end
 
+-- Placeable agents by what their machines are, so that one that is big enough is found however many are not:
+-- members of one score, "total_vram_gb physical_cores gpu_type pool agent_id".
+local function machine_member(agent_id, counted)
+    if not counted or free_figures(counted.indexed) == 0 then return nil end
+    local _, pool, gpu, total, physical = parse_machine(counted.machine)
+    return table.concat({total, physical, gpu, pool, agent_id}, ' ')
+end
+
+local function change_machine(agent_id, old, new)
+    local before, after = machine_member(agent_id, old), machine_member(agent_id, new)
+    if before == after then return end
+    if before then redis.call('ZREM', prefix .. ':' .. parse_machine(old.machine) .. ':machines', before) end
+    if after then redis.call('ZADD', prefix .. ':' .. parse_machine(new.machine) .. ':machines', 0, after) end
+end
+
 -- Brings the totals from what an agent counted as to what it counts as now; nil for not at all.
-local function recount(old, new)
+local function recount(agent_id, old, new)
     if old and new and old.machine == new.machine and old.status == new.status
         and old.cordoned == new.cordoned then
         if old.indexed == new.indexed then return end
         local agent_type, pool, gpu = parse_machine(new.machine)
         local placeable_before, vram_before, cores_before = free_figures(old.indexed)
         local placeable, vram, cores = free_figures(new.indexed)
+        if placeable ~= placeable_before then change_machine(agent_id, old, new) end
         for _, key in ipairs(totals_keys(agent_type, pool)) do
             add(key, gpu .. ':placeable', placeable - placeable_before)
             add(key, gpu .. ':vram_available_mib', vram - vram_before)
@@ -75,6 +91,7 @@ local function recount(old, new)
         end
         return
     end
+    change_machine(agent_id, old, new)
     local moved = not (old and new and old.machine == new.machine)
     if new and moved then enroll(1, new.machine) end
     if new then count(1, new.machine, new.status, new.indexed, new.cordoned) end
