@@ -36,6 +36,9 @@ SWEPT = Counter("headroom_swept_agents", "Agents taken out because they fell sil
 MASS_SILENCE = Gauge("headroom_mass_silence", "1 while the brake holds because most of the fleet fell silent.")
 FEED_BEHIND = Gauge("headroom_feed_behind", "1 while the change feed cannot be read.")
 FEED_CHANGES = Counter("headroom_feed_changes", "Changes read from the feed while anybody waited or listened.")
+FEED_UNREADABLE = Counter(
+    "headroom_unreadable_changes", "Entries of the change feed that could not be read; listeners start over."
+)
 WAITERS = Gauge("headroom_waiters", "Searches that wait for capacity.")
 WAITER_LOOKS = Counter("headroom_waiter_looks", "Looks into the index for searches that wait.")
 LISTENERS = Gauge("headroom_listeners", "Listeners to server-sent events.")

@@ -20,15 +20,34 @@ _BATCH: Final = 500
 _LOOK_EVERY_S: Final = 5.0
 
 
-def parse_change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
-    version, kind = StreamId.parse(entry_id), ChangeKind(fields[b"kind"].decode())
-    agent_id = fields.get(b"agent_id", b"").decode()
+_KINDS: Final = {kind.value: kind for kind in ChangeKind}
+
+
+def parse_change(
+    entry_id: bytes, fields: Mapping[bytes, bytes], *, unreadable: Callable[[StreamId], None] = lambda _: None
+) -> Change:
+    """One entry. One that cannot be read is a reset: whoever follows the feed does not know everything any more.
+
+    An agent's change of a kind that only a later version knows counts as one of capacity, which it tells as well.
+    """
+    version = StreamId.parse(entry_id)
+    try:
+        return _read_change(version, fields)
+    except (KeyError, ValueError):
+        unreadable(version)
+        return Change(version=version, kind=ChangeKind.RESET)
+
+
+def _read_change(version: StreamId, fields: Mapping[bytes, bytes]) -> Change:
+    kind, agent_id = _KINDS.get(fields[b"kind"].decode()), fields.get(b"agent_id", b"").decode()
     if not agent_id:
+        if kind is None:
+            raise ValueError("a kind of change that names no agent and is not known")
         return Change(version=version, kind=kind)
     vram, _, cores = fields[b"figures"].decode().partition(" ")
     return Change(
         version=version,
-        kind=kind,
+        kind=kind or ChangeKind.CAPACITY,
         agent_id=AgentId(agent_id),
         agent_type=fields[b"agent_type"].decode(),
         pool_name=unquote(fields[b"pool"].decode()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import redis.asyncio as aredis
@@ -12,6 +13,9 @@ from app.index.keys import Keys
 from app.index.stream import stream_entries
 from app.models.change import Change, ChangeKind
 from app.models.identity import StreamId
+from app.telemetry import FEED_UNREADABLE
+
+log = logging.getLogger(__name__)
 
 _BATCH: Final = 500
 
@@ -35,7 +39,11 @@ class RedisFeed:
             reply = await self._client.xread(
                 {self._keys.events: str(start)}, count=_BATCH, block=max(1, round(block_s * 1000))
             )
-        changes = [parse_change(*raw) for raw in stream_entries(reply)]
+        unreadable: list[StreamId] = []
+        changes = [parse_change(*raw, unreadable=unreadable.append) for raw in stream_entries(reply)]
+        if unreadable:
+            FEED_UNREADABLE.inc(len(unreadable))
+            log.warning("%d changes cannot be read, from %s on: all start over", len(unreadable), unreadable[0])
         told = bool(changes) and changes[0].kind is ChangeKind.RESET
         if lost and not told and (changes or after != start):
             # Nothing is there yet, or the feed's own reset was trimmed.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
-from app.errors import UnavailableError
+from app.errors import IndexUnavailableError
 from app.models.change import Change, ChangeKind
 from app.models.identity import StreamId
 from app.service.ports import ChangeFeed
@@ -17,6 +17,7 @@ from app.telemetry import FEED_BEHIND, FEED_CHANGES
 log = logging.getLogger(__name__)
 
 _IDLE_S: Final = 1.0
+_REACH_S: Final = 5.0
 _REPLAYS: Final = 4
 """Listeners that may catch up side by side; a thousand that come back at once take turns."""
 
@@ -51,7 +52,13 @@ class FeedHub:
         self._position: StreamId | None = None
         self._locating = asyncio.Lock()
         self._replaying = asyncio.Semaphore(_REPLAYS)
+        self._reaching: dict[asyncio.Future[None], StreamId] = {}
         self._live = False
+
+    @property
+    def position(self) -> StreamId | None:
+        """Up to where the sinks were given everything; None while there are none."""
+        return self._position
 
     @property
     def live(self) -> bool:
@@ -70,6 +77,31 @@ class FeedHub:
         self._sinks.add(sink)
         self._joined.set()
         return self._position
+
+    async def reach(self, version: StreamId) -> StreamId:
+        """For a sink that has joined: returns from where on it is given every change, once that is the version.
+
+        Another process may have told of it before this one has read so far. A version that the feed has not come
+        to is one of a feed that is lost; then nobody waits.
+
+        Raises:
+            IndexUnavailableError: nobody can say, or this process does not get so far.
+        """
+        if self._reached(version) or version > await self._feed.newest():
+            return self._position or StreamId(0)
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reaching[reached] = version
+        try:
+            async with asyncio.timeout(_REACH_S):
+                await reached
+        except TimeoutError:
+            raise IndexUnavailableError("The change feed is not read as far as that") from None
+        finally:
+            del self._reaching[reached]
+        return self._position or StreamId(0)
+
+    def _reached(self, version: StreamId) -> bool:
+        return self._position is not None and self._position >= version
 
     def leave(self, sink: Sink) -> None:
         self._sinks.discard(sink)
@@ -101,7 +133,7 @@ class FeedHub:
             return
         try:
             changes = await self._feed.read(start, block_s=self._block_s)
-        except UnavailableError:
+        except Exception:
             if self._live:
                 log.warning("The change feed cannot be read: waiters look now and then until it can")
             self._live = False
@@ -125,3 +157,6 @@ class FeedHub:
         FEED_CHANGES.inc(len(changes))
         for sink in tuple(self._sinks):
             sink.take(changes)
+        for reached, version in self._reaching.items():
+            if version <= self._position and not reached.done():
+                reached.set_result(None)

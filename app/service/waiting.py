@@ -212,8 +212,13 @@ class WaitingService:
         return group
 
     async def _enter(self, group: _Group) -> None:
-        await self._join_hub()
-        await self._pause("registered")
+        try:
+            await self._join_hub()
+            await self._pause("registered")
+        except Exception as unforeseen:  # noqa: BLE001  # theirs to answer: nobody awaits this task
+            group.looking = None
+            self._fail(group, unforeseen)
+            return
         await self._look(group)
 
     def _close(self, group: _Group) -> None:

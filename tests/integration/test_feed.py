@@ -14,6 +14,7 @@ from app.models.capacity import AgentStatus
 from app.models.change import Change, ChangeKind
 from app.models.cordon import Cordon
 from app.models.identity import StreamId
+from app.telemetry import FEED_UNREADABLE
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from workers.reaper import Reaper
 
@@ -124,6 +125,29 @@ async def test_a_reader_is_told_when_the_feed_was_lost(index: Index, clock: Manu
             (ChangeKind.RESET, None),
             (ChangeKind.CAPACITY, agent_id(2)),
         ]
+
+
+async def test_what_cannot_be_read_makes_everybody_start_over_and_stops_nobody(index: Index) -> None:
+    feed = index.feed()
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(1)])
+    await apply_everything(index)
+    place = await feed.newest()
+    before = FEED_UNREADABLE._value.get()
+    known = {"agent_id": agent_id(7), "agent_type": "desktop", "pool": "a", "figures": "4.0 2", "status": "online"}
+    for fields in (
+        {"kind": "of a later version"},
+        {"kind": "capacity", "agent_id": agent_id(7)},
+        {"kind": "capacity", **known, "figures": "much more"},
+        {"kind": "capacity", **known, "status": b"\xff"},
+        {"kind": "of a later version", **known},
+    ):
+        await client.xadd(index.keys.events, fields)
+    changes = await feed.read(place, block_s=0.01)
+    assert [change.kind for change in changes] == [ChangeKind.RESET] * 4 + [ChangeKind.CAPACITY]
+    assert (changes[-1].agent_id, changes[-1].gpu_vram_available_gb) == (agent_id(7), 4.0)
+    assert FEED_UNREADABLE._value.get() - before == 4
+    assert await feed.read(changes[-1].version, block_s=0.01) == []
 
 
 async def test_a_cordon_survives_heartbeats_and_ends_by_itself(index: Index, clock: ManualClock) -> None:

@@ -290,6 +290,33 @@ async def test_an_unforeseen_error_reaches_the_waiters() -> None:
             await answer
 
 
+async def test_an_unforeseen_error_while_registering_leaves_nobody_stuck() -> None:
+    played = PlayedIndex()
+    async with waiting_over(played) as waiting:
+        newest, played.newest = played.newest, AsyncMock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]  # a fault of ours
+        with pytest.raises(ZeroDivisionError):
+            await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)
+        assert waiting._groups == {}
+        played.newest = newest  # type: ignore[method-assign]  # mended
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        await wait_until_async(lambda: waiting.hub.live)
+        played.set(1, 8.0, 4)
+        async with asyncio.timeout(5):
+            assert (await answer).agents
+
+
+async def test_a_feed_that_makes_no_sense_is_not_called_live() -> None:
+    played = PlayedIndex()
+    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(5):
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        await wait_until_async(lambda: waiting.hub.live)
+        read, played.read = played.read, AsyncMock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]  # a fault of ours
+        await wait_until_async(lambda: not waiting.hub.live)
+        played.set(1, 8.0, 4, told=False)
+        assert (await answer).agents
+        played.read = read  # type: ignore[method-assign]  # mended
+
+
 async def test_a_filter_that_the_feed_does_not_know_does_not_make_every_change_a_look(waiting: Waiting) -> None:
     answer = asyncio.create_task(waiting.find(Q(gpu_type=GpuType.AMD), wait_s=60))
     await wait_until_async(lambda: waiting.played.looks == 2 and waiting.hub.live)
