@@ -126,6 +126,13 @@ class TooManyWaitingError(UnavailableError):
     default_detail = "Too many requests are waiting here already"
 
 
+class TooManyTasksError(UnavailableError):
+    """As many tasks are open as the planner takes."""
+
+    code = "too_many_tasks"
+    default_detail = "Too many tasks of plans have not ended yet"
+
+
 class UndecodableEntryError(HeadroomError):
     """A log entry that no retry can make readable; it belongs in the dead-letter stream."""
 

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Most searches that may wait, and most listeners to events, per API process.",
     )
+    max_open_tasks: int = Field(
+        default=10_000, ge=1, description="Most tasks of plans that have not ended; more are refused."
+    )
     frame_ancestors: str = Field(
         default="'self'",
         pattern=r"^[^;,\r\n]+$",

@@ -132,6 +132,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "unsupported_content_encoding": 415,
     "invalid_body": 422,
     "backlog_full": 429,
+    "too_many_tasks": 429,
     "internal_error": 500,
     "startup_refused": 500,
     "undecodable_entry": 500,

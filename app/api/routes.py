@@ -211,7 +211,7 @@ OPERATIONS: Final = (
         summary="Plan tasks: each is assigned to an agent now, or as soon as one has room",
         answers={201: plans.PlanDocument},
         body=plans.PlanIn,
-        faults=("record_unavailable",),
+        faults=("too_many_tasks", "record_unavailable"),
     ),
     Operation(
         method="POST",
@@ -222,7 +222,7 @@ OPERATIONS: Final = (
         summary="A plan of one task",
         answers={201: plans.TaskDocument},
         body=plans.RequestIn,
-        faults=("record_unavailable",),
+        faults=("too_many_tasks", "record_unavailable"),
     ),
     Operation(
         method="GET",

@@ -7,16 +7,17 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Select, Text, cast, delete, exists, insert, select, update
+from sqlalchemy import Select, Text, cast, delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.errors import TooManyTasksError
 from app.models.capacity import GpuType
 from app.models.identity import AgentId
 from app.models.plan import ENDED, OPEN, Amounts, Needs, Plan, PlanId, Task, TaskId, TaskStatus, settled
 from app.record import rows
 from app.record.bulk import Bulk
 from app.record.connect import Database
-from app.record.tables import plan_tasks, planner_state, plans
+from app.record.tables import agent_registry, plan_tasks, planner_state, plans
 from app.service.ports import OpenTasks
 
 _tasks: Final = plan_tasks.c
@@ -26,6 +27,10 @@ _THIN_SLICES: Final = 50
 _COLUMNS: Final = (
     *(column for column in plan_tasks.columns if column.name not in {"depends_on", "queued_us"}),
     cast(_tasks.depends_on, Text).label("depends_on"),
+)
+
+_UNPLACED: Final = dict.fromkeys(
+    ("agent_id", "free_gpu_vram_gb", "free_cpu_cores", "free_memory_gb", "assigned_at")
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -39,8 +44,12 @@ class RecordedPlans:
         self._database = database
         self._bulk = bulk
 
-    async def add(self, plan: Plan) -> None:
+    async def add(self, plan: Plan, *, most_open: int) -> None:
         async with self._database.writing() as connection:
+            is_open = _tasks.status.in_([status.value for status in OPEN])
+            opened = await connection.scalar(select(func.count()).select_from(plan_tasks).where(is_open))
+            if (opened or 0) + len(plan.tasks) > most_open:
+                raise TooManyTasksError
             queued_us = await _next_in_queue(connection, rows.us_of(plan.created_at))
             await connection.execute(insert(plans).values(plan_id=plan.plan_id, created_at=plan.created_at))
             await self._bulk.insert(
@@ -96,6 +105,16 @@ class RecordedPlans:
                     .values(_placed(task))
                 )
         return True
+
+    async def release_forgotten(self) -> int:
+        gone = select(agent_registry.c.agent_id).where(agent_registry.c.forgotten_at.is_not(None))
+        lost = (_tasks.status == TaskStatus.ASSIGNED.value) & _tasks.agent_id.in_(gone)
+        async with self._database.reading() as connection:
+            if await connection.scalar(select(_tasks.task_id).where(lost).limit(1)) is None:
+                return 0
+        async with self._database.writing() as connection:
+            waiting = {**_UNPLACED, "status": TaskStatus.PENDING_CAPACITY.value}
+            return (await connection.execute(update(plan_tasks).where(lost).values(waiting))).rowcount
 
     async def end(self, task_id: TaskId, status: TaskStatus, *, now: datetime) -> Task | None:
         async with self._database.writing() as connection:

@@ -25,7 +25,7 @@ def whole(amounts: Amounts) -> Whole:
 
 
 def covers(free: Whole, needed: Whole) -> bool:
-    return all(has >= wants for has, wants in zip(free, needed, strict=True))
+    return free[0] >= needed[0] and free[1] >= needed[1] and free[2] >= needed[2]
 
 
 class Ledger:

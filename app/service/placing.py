@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ import msgspec
 from app.errors import AgentNotFoundError, UnavailableError
 from app.models.capacity import AgentStatus, AvailableCapacity, CapacityPage, CapacityQuery, Cursor
 from app.models.identity import AgentId
-from app.models.plan import Amounts, Needs, Task, TaskStatus
+from app.models.plan import Amounts, Needs, Task, TaskId, TaskStatus
 from app.service.ledger import Ledger, Whole, covers, whole
 from app.service.orchestrator import OrchestratorService
 from app.service.ports import FleetInsight
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _PAGE: Final = 50
 _PLENTY_GB: Final = 2.0**20
+_MOST_FUTILE: Final = 64
+_BREATH: Final = 200
+"""Tasks after which others in this process get their turn."""
+
 
 Scope = tuple[str, str | None, str | None]
 """Type, pool and GPU type: tasks of one scope are in each other's way."""
@@ -35,53 +40,77 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 class Placing:
-    """One pass.
+    """One round over all that is pending, in passes of bounded work.
 
     The first task of a scope that fits nowhere keeps an agent for itself: the one big enough that lacks least of
     what it needs. Later tasks may go before it, but not there, so it is free at the latest when all that runs
     there has ended, however many small tasks come in.
 
     Attributes:
-        calls: questions asked of the index so far.
+        unfinished: whether the last pass left tasks that this round has not looked at.
     """
 
-    def __init__(self, orchestrator: OrchestratorService, insight: FleetInsight, ledger: Ledger) -> None:
+    def __init__(self, orchestrator: OrchestratorService, insight: FleetInsight) -> None:
+        self.unfinished = False
         self._orchestrator = orchestrator
         self._insight = insight
-        self._ledger = ledger
-        self.calls = 0
+        self._ledger = Ledger(())
+        self._calls = 0
+        self._seen: set[TaskId] = set()
         self._kept: dict[AgentId, Scope] = {}
         self._futile: dict[Scope, list[Whole]] = {}
 
-    async def place(self, pending: Sequence[Task], now: datetime) -> list[Task]:
-        """The tasks that can be assigned now, as they are then.
+    async def place(
+        self, pending: Sequence[Task], ledger: Ledger, now: datetime, *, most_calls: int
+    ) -> list[Task]:
+        """One pass, which goes on where the one before ended: the tasks that can be assigned, as they are then.
+
+        Args:
+            pending: all that is pending, in order.
+            ledger: what is placed already; this adds to it.
+            now: when they are assigned.
+            most_calls: questions asked of the index before a pass ends.
 
         Raises:
             UnavailableError: nobody can tell what is free.
         """
         placed: list[Task] = []
-        for task in pending:
-            needs = task.needs
-            scope: Scope = (needs.agent_type, needs.pool_name, None if needs.gpu_type is None else needs.gpu_type)
-            needed = whole(needs.amounts)
-            futile = self._futile.setdefault(scope, [])
-            # What did not fit before has not come to fit since: in a pass there is only ever less.
-            if any(covers(needed, less) for less in futile):
+        self._ledger, self._calls, self.unfinished = ledger, 0, False
+        for number, task in enumerate(pending):
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
+            if task.task_id in self._seen:
                 continue
-            place = await self._find(needs)
-            if place is None:
-                if not futile:
-                    await self._keep_for(needs, scope)
-                futile.append(needed)
-                continue
-            free = self._ledger.free(place.agent_id, place.reported)
-            self._ledger.place(place.agent_id, needs.amounts, free=free)
-            placed.append(
-                msgspec.structs.replace(
-                    task, status=TaskStatus.ASSIGNED, agent_id=place.agent_id, free=free, assigned_at=now
-                )
-            )
+            if self._calls >= most_calls:
+                self.unfinished = True
+                break
+            self._seen.add(task.task_id)
+            assigned = await self._place(task, now)
+            if assigned is not None:
+                placed.append(assigned)
         return placed
+
+    async def _place(self, task: Task, now: datetime) -> Task | None:
+        needs = task.needs
+        scope: Scope = (needs.agent_type, needs.pool_name, None if needs.gpu_type is None else needs.gpu_type)
+        needed = whole(needs.amounts)
+        futile = self._futile.setdefault(scope, [])
+        # What did not fit before has not come to fit since: in a pass there is only ever less, and what comes
+        # free between two passes of a round is looked at in the next round.
+        if any(covers(needed, less) for less in futile):
+            return None
+        place = await self._find(needs)
+        if place is None:
+            if not futile:
+                await self._keep_for(needs, scope)
+            if len(futile) < _MOST_FUTILE:
+                futile.append(needed)
+            return None
+        free = self._ledger.free(place.agent_id, place.reported)
+        self._ledger.place(place.agent_id, needs.amounts, free=free)
+        return msgspec.structs.replace(
+            task, status=TaskStatus.ASSIGNED, agent_id=place.agent_id, free=free, assigned_at=now
+        )
 
     async def _find(self, needs: Needs) -> _Place | None:
         """The agent with the most usable VRAM that fits and is not kept for somebody else."""
@@ -113,7 +142,7 @@ class Placing:
 
     async def _look_at(self, row: AvailableCapacity) -> _Place | None:
         """The search does not tell its main memory: the agent itself is asked."""
-        self.calls += 1
+        self._calls += 1
         reported = await self._reported(row.agent_id)
         if reported is None:
             return None
@@ -132,6 +161,7 @@ class Placing:
         """Of the agents that are big enough, the one that lacks least: what is kept only gets more."""
         page = await self._search(query_for(needs))
         rooms = {row.agent_id: self._bound(row) for row in page.agents}
+        self._calls += 1
         try:
             for one in await self._insight.big_enough(query_for(needs)):
                 reported = Amounts(one.gpu_vram_available_gb, one.cpu_cores_available, _PLENTY_GB)
@@ -151,7 +181,7 @@ class Placing:
     async def _has_memory(self, agent_id: AgentId, memory_gb: float) -> bool:
         if not memory_gb:
             return True
-        self.calls += 1
+        self._calls += 1
         try:
             agent = (await self._orchestrator.get(agent_id)).agent
         except AgentNotFoundError:
@@ -160,7 +190,7 @@ class Placing:
         return agent.memory_available_gb / (1 - used) >= memory_gb
 
     async def _search(self, query: CapacityQuery) -> CapacityPage:
-        self.calls += 1
+        self._calls += 1
         return await self._orchestrator.find(query)
 
 

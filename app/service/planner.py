@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 5.0
 _REST_S: Final = 0.1
 _TRIES: Final = 5
+_CALLS: Final = 1_000
+"""Questions to the index in one pass, about a second's worth. The last task of a pass may need some more."""
 
 
 class WorkPlanner:
@@ -46,7 +48,9 @@ class WorkPlanner:
         hub: tells of capacity that has come free.
         plans: where plans are kept.
         clock: when things happened.
+        most_open: tasks that have not ended; more are refused.
         look_every_s: how often it looks without being told.
+        calls_a_pass: questions that a pass may ask of the index before others get their turn.
     """
 
     name = "planner"
@@ -60,17 +64,24 @@ class WorkPlanner:
         plans: PlanRecord,
         *,
         clock: Clock,
+        most_open: int = 10_000,
         look_every_s: float = _LOOK_EVERY_S,
+        calls_a_pass: int = _CALLS,
     ) -> None:
         self._orchestrator = orchestrator
         self._insight = insight
         self._hub = hub
         self._plans = plans
         self._clock = clock
+        self._most_open = most_open
         self._look_every_s = look_every_s
+        self._calls_a_pass = calls_a_pass
         self._due = asyncio.Event()
         self._passing = asyncio.Lock()
         self._next = 0.0
+        self._release_at = 0.0
+        self._round: Placing | None = None
+        self._changed = False
         self._listens = False
         self._wanted: dict[tuple[str, str | None], Thresholds] = {}
 
@@ -81,6 +92,7 @@ class WorkPlanner:
         what it depends on. Names are unique within the plan, and what tasks depend on is in it.
 
         Raises:
+            TooManyTasksError: with these there would be too many; there is no plan.
             RecordUnavailableError: there is no plan.
         """
         now = self._now()
@@ -97,7 +109,7 @@ class WorkPlanner:
             )
             for position, task in enumerate(tasks)
         ]
-        await self._plans.add(Plan(plan_id=plan_id, created_at=now, tasks=made))
+        await self._plans.add(Plan(plan_id=plan_id, created_at=now, tasks=made), most_open=self._most_open)
         try:
             await self.assign()
         except UnavailableError as away:
@@ -136,21 +148,30 @@ class WorkPlanner:
             raise TaskNotFoundError
         if task.status is not status:
             raise TaskStateError
-        self._due.set()
+        self._wake()
         return task
 
     async def assign(self) -> list[Task]:
-        """One pass: assigns everything that fits now.
+        """One pass: assigns what fits now, as far as it gets; `run_once` goes on where it ends.
 
         Raises:
             UnavailableError: the record is away, or nobody can tell what is free.
         """
         async with self._passing:
             for _ in range(_TRIES):
+                # A round that fails is not gone on with: what it believes may not be so.
+                placing, self._round = self._round, None
+                if placing is None:
+                    placing, self._changed = Placing(self._orchestrator, self._insight), False
                 opened = await self._plans.open_tasks()
-                placing = Placing(self._orchestrator, self._insight, Ledger(opened.assigned))
-                placed = await placing.place(opened.pending, self._now()) if opened.pending else []
+                placed = await placing.place(
+                    opened.pending, Ledger(opened.assigned), self._now(), most_calls=self._calls_a_pass
+                )
                 if not placed or await self._plans.assign(placed, generation=opened.generation):
+                    if placing.unfinished:
+                        self._round = placing
+                    if placing.unfinished or self._changed:
+                        self._due.set()
                     await self._wait_for(opened.pending, placed)
                     return placed
             log.info("Others assign at the same time: trying again in a moment")
@@ -161,7 +182,7 @@ class WorkPlanner:
         """From the feed."""
         for change in changes:
             if change.kind in {ChangeKind.RESET, ChangeKind.REBUILD} or (change.placeable and self._wants(change)):
-                self._due.set()
+                self._wake()
                 return
 
     async def run_once(self) -> None:
@@ -171,14 +192,29 @@ class WorkPlanner:
             if time.monotonic() < self._next:
                 return
         self._due.clear()
-        self._next = time.monotonic() + self._look_every_s
+        began = time.monotonic()
+        self._next = began + self._look_every_s
         try:
+            if began >= self._release_at:
+                await self._release()
+                self._release_at = began + self._look_every_s
             await self.assign()
         except UnavailableError:
             self._next = 0.0
             raise
-        # A busy feed must not make it look without a pause.
-        await asyncio.sleep(_REST_S)
+        # Neither a busy feed nor a long queue may take the whole of a process's time.
+        await asyncio.sleep(max(_REST_S, time.monotonic() - began))
+
+    async def _release(self) -> None:
+        """An agent that was forgotten will not run what was assigned to it."""
+        released = await self._plans.release_forgotten()
+        if released:
+            log.warning("%d tasks wait again: the agents that they were assigned to are forgotten", released)
+
+    def _wake(self) -> None:
+        # A round under way has looked at some tasks before this: they are looked at again after it.
+        self._changed = True
+        self._due.set()
 
     async def _wait_for(self, pending: Sequence[Task], placed: Sequence[Task]) -> None:
         left = len(pending) - len(placed)

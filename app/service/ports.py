@@ -268,7 +268,9 @@ class OpenTasks(msgspec.Struct, frozen=True, kw_only=True):
 class PlanRecord(Protocol):
     """Plans in the durable record. Every call may raise RecordUnavailableError."""
 
-    async def add(self, plan: Plan) -> None: ...
+    async def add(self, plan: Plan, *, most_open: int) -> None:
+        """Keeps a plan behind all that are open; raises TooManyTasksError if that makes too many open tasks."""
+        ...
 
     async def plan(self, plan_id: PlanId) -> Plan | None: ...
 
@@ -284,6 +286,13 @@ class PlanRecord(Protocol):
         """Keeps where these go; False, and nothing kept, when anybody assigned anything since `generation`.
 
         A task that has ended meanwhile stays as it is.
+        """
+        ...
+
+    async def release_forgotten(self) -> int:
+        """What is assigned to agents that the record has forgotten is pending again; returns how many tasks.
+
+        They keep their place in the queue.
         """
         ...
 

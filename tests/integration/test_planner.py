@@ -257,6 +257,36 @@ async def test_two_planners_at_once_do_not_book_the_same_twice(planning: Plannin
     assert not await planning.record.plans.assign([plan.tasks[0]], generation=opened.generation)
 
 
+async def test_a_long_queue_is_looked_at_in_passes_of_bounded_work(planning: Planning) -> None:
+    """Each needs a little less than the one before, so that none can be skipped; only the last ones fit."""
+    await planning.report(machine(1))
+    planning.planner._calls_a_pass = 5
+    plan = await planning.planner.generate_plan([task(90.0 - n) for n in range(30)] + [task(4.0), task(4.0)])
+    passes, find = 1, planning.planner._orchestrator.find
+    while (found := statuses(await again(planning, plan)))[-1] != "assigned":
+        planning.planner._orchestrator.find = asked = AsyncMock(side_effect=find)  # type: ignore[method-assign]  # counted
+        passes += 1
+        await planning.planner.assign()
+        assert asked.await_count <= 6
+    assert found == ["pending_capacity"] * 30 + ["assigned"] * 2
+    assert passes > 2
+
+
+async def test_tasks_of_an_offline_agent_stay_those_of_a_forgotten_one_go_elsewhere(planning: Planning) -> None:
+    await planning.report(machine(1))
+    plan = await planning.planner.generate_plan([task(8.0)])
+    await planning.report(machine(1, status=AgentStatus.OFFLINE), machine(2))
+    planning.planner._due.set()
+    await planning.planner.run_once()
+    assert where(await planning.planner.plan(plan.plan_id)) == [1]
+    position = await planning.index.capacity.forget(agent_id(1))
+    assert await planning.record.agents.forget(agent_id(1), position=position)
+    planning.planner._release_at = 0.0
+    planning.planner._due.set()
+    await planning.planner.run_once()
+    assert where(await planning.planner.plan(plan.plan_id)) == [2]
+
+
 def booked(running: Sequence[Task]) -> dict[str, float]:
     used: dict[str, float] = {}
     for one in running:
