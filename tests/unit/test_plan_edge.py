@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.errors import RecordUnavailableError
+from app.errors import RecordUnavailableError, TooManyTasksError
 from app.models.capacity import CapacityPage
 from app.models.plan import Needs, Plan, PlanId, Task, TaskId, TaskRequest, TaskStatus, unordered
 from app.service.ports import OpenTasks
@@ -24,7 +24,9 @@ def ports() -> Ports:
     ports = Ports()
     kept: dict[str, Plan] = {}
 
-    async def add(plan: Plan) -> None:
+    async def add(plan: Plan, *, most_open: int) -> None:
+        if sum(len(one.tasks) for one in [plan, *kept.values()]) > most_open:
+            raise TooManyTasksError
         kept[plan.plan_id] = plan
 
     async def get(plan_id: str) -> Plan | None:
@@ -193,3 +195,12 @@ def test_circles_are_found_wherever_they_are() -> None:
 
     assert unordered(tasks(a="", b="a", c="ab", d="c")) == set()
     assert unordered(tasks(a="", b="ac", c="b", d="c", e="a")) == {"b", "c", "d"}
+
+
+async def test_a_plan_too_many_is_refused_and_may_be_sent_again() -> None:
+    ports = Ports(max_open_tasks=2)
+    ports.plans.add.side_effect = TooManyTasksError()
+    refused = await ports.call("POST", "/api/v1/plan", json={"tasks": [{"name": "a"}]})
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_tasks")
+    assert refused.headers["retry-after"]
+    assert ports.plans.add.await_args.kwargs == {"most_open": 2}
