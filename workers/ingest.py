@@ -37,7 +37,7 @@ class Ingest:
         outcomes = await self._upkeep.apply(heartbeats)
         # After what may fail and be tried again: each further try would set the same entries aside once more.
         for entry in entries:
-            if entry.body is None and not entry.lost:
+            if entry.body is None:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
         await self._reader.ack([entry.stream_id for entry in entries])
         self._count(heartbeats, outcomes)

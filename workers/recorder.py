@@ -33,7 +33,7 @@ class Recorder:
         batch = await self._record.write(entries)
         # After what may fail and be tried again: each further try would set the same entries aside once more.
         for entry in entries:
-            if entry.body is None and not entry.lost:
+            if entry.body is None:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
         for stream_id, reason in batch.rejected:
             await self._reader.dead_letter(stream_id, reason)

@@ -23,6 +23,8 @@ from app.models.transition import Reason, Transition, TransitionKind
 _SCANNED: Final = 1_000
 """Keys that one step looks through; an agent has one key, the sets of a large fleet some hundreds."""
 
+_Hash = dict[bytes, bytes]
+
 
 class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as its hash has it.
@@ -55,23 +57,14 @@ class IndexStates:
         By hashes and not by the sets of the seen, silent and offline: an agent that moves from one to another
         meanwhile could be missed in both.
         """
-        cursor, start = 0, self._keys.agent("")
-        while True:
-            with unavailable():
-                found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCANNED)
-                cursor, keys = found
-                names = (key.decode().removeprefix(start) for key in keys)
-                # Agents of a type called "agent" have sets by names that begin alike.
-                page = await self._page([AgentId(name) for name in names if is_agent_id(name)])
-            if page:
-                yield page
-            if not cursor:
-                return
+        async for page in self._hashes():
+            if agents := [_read(*one) for one in page if b"status" in one[1]]:
+                yield agents
 
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
-        """The same as the log entries that would have made them."""
-        async for page in self.agents():
-            yield [entry for agent in page for entry in entries_of(agent)]
+        """The same as the log entries that would have made them, and of those that were forgotten of late."""
+        async for page in self._hashes():
+            yield [entry for one in page for entry in _log_of(*one)]
 
     async def gap(self) -> Gap | None:
         """What the record's group missed, None when nothing."""
@@ -91,15 +84,45 @@ class IndexStates:
                     pipeline.delete(self._keys.gap)
                     await pipeline.execute()
 
-    async def _page(self, agent_ids: list[AgentId]) -> list[IndexedAgent]:
+    async def _hashes(self) -> AsyncIterator[list[tuple[AgentId, _Hash]]]:
+        cursor, start = 0, self._keys.agent("")
+        while True:
+            with unavailable():
+                found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCANNED)
+                cursor, keys = found
+                names = (key.decode().removeprefix(start) for key in keys)
+                # Agents of a type called "agent" have sets by names that begin alike.
+                page = await self._page([AgentId(name) for name in names if is_agent_id(name)])
+            if page:
+                yield page
+            if not cursor:
+                return
+
+    async def _page(self, agent_ids: list[AgentId]) -> list[tuple[AgentId, _Hash]]:
         pipeline = self._client.pipeline(transaction=False)
         for agent_id in agent_ids:
             pipeline.hgetall(self._keys.agent(agent_id))
-        found = await pipeline.execute()
-        return [_read(*one) for one in zip(agent_ids, found, strict=True) if b"status" in one[1]]
+        return list(zip(agent_ids, await pipeline.execute(), strict=True))
 
 
-def _read(agent_id: AgentId, raw: dict[bytes, bytes]) -> IndexedAgent:
+def _log_of(agent_id: AgentId, raw: _Hash) -> list[LogEntry]:
+    if b"status" in raw:
+        return entries_of(_read(agent_id, raw))
+    # A tombstone knows nothing but the entry by which the agent was forgotten.
+    if b"last_id" not in raw:
+        return []
+    stream_id = StreamId.parse(raw[b"last_id"])
+    forgotten = Transition(
+        agent_id=agent_id,
+        kind=TransitionKind.FORGOTTEN,
+        reason=Reason.OPERATOR,
+        position=stream_id,
+        at_ms=stream_id.ms,
+    )
+    return [LogEntry(stream_id, forgotten)]
+
+
+def _read(agent_id: AgentId, raw: _Hash) -> IndexedAgent:
     fields = {name.decode(): value.decode() for name, value in raw.items()}
     metrics = None
     if fields.get("has_metrics") == "1":

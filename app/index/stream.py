@@ -135,40 +135,29 @@ class GroupReader:
         _log.error("Set a log entry aside that cannot be processed", entry_id=str(stream_id), reason=reason)
 
     async def _read(self) -> list[_RawEntry]:
-        if self._may_have_pending:
+        while self._may_have_pending:
             own = stream_entries(await self._group_read("0", block_ms=None))
-            if own:
-                return own
-            self._may_have_pending = False
+            if gone := [entry_id for entry_id, fields in own if not fields]:
+                await self._note_lost(gone)
+            if there := [(entry_id, fields) for entry_id, fields in own if fields]:
+                return there
+            self._may_have_pending = bool(own)
         if taken := await self._take_over():
             self._may_have_pending = True
             return taken
-        await self._note_gap()
+        # Only before the next read does Redis tell what was trimmed unread.
+        await self._note_lost()
         entries = stream_entries(await self._group_read(">", block_ms=self._block_ms))
         self._may_have_pending = bool(entries)
         return entries
 
-    async def _note_gap(self) -> None:
-        """Counts what was trimmed under this group. Only before the next read does Redis still tell."""
-        groups = await self._client.xinfo_groups(self._keys.heartbeats)
-        group = next((one for one in groups if one["name"] == self._group.encode()), None)
-        stream: Any = await self._client.xinfo_stream(self._keys.heartbeats)
-        if group is None or group["entries-read"] is None or not stream["first-entry"]:
-            return
-        first = StreamId.parse(stream["first-entry"][0])
-        delivered = StreamId.parse(group["last-delivered-id"])
-        lost = stream["entries-added"] - stream["length"] - group["entries-read"]
-        if first <= delivered or lost <= 0:
-            return
-        STREAM_LOST.labels(group=self._group).inc(lost)
-        _log.error("Log entries were trimmed before they were read", group=self._group, entries=lost)
-        if self._group == GROUP_RECORD:
-            gap: dict[Any, Any] = {"last": str(first), "entries": lost}
-            # At once: a gap that is closed in between would be left without its beginning.
-            pipeline = self._client.pipeline(transaction=True)
-            pipeline.hsetnx(self._keys.gap, "first", str(delivered))
-            pipeline.hset(self._keys.gap, mapping=gap)
-            await send(pipeline)
+    async def _note_lost(self, gone: Sequence[bytes] = ()) -> None:
+        """Counts what was trimmed before this group had processed it: `gone`, which was read, and what was not."""
+        noted = int(self._group == GROUP_RECORD)
+        lost = await run(self._client, Call(load("gap"), self._keys.prefix, ("", self._group, noted, *gone)))
+        if lost:
+            STREAM_LOST.labels(group=self._group).inc(lost)
+            _log.error("Log entries were trimmed before they were processed", group=self._group, entries=lost)
 
     async def _group_read(self, after: str, *, block_ms: int | None) -> Any:
         return await self._client.xreadgroup(
@@ -187,6 +176,8 @@ class GroupReader:
             count=self._batch,
         )
         self._takeover_cursor = reply[0]
+        if gone := reply[2]:
+            await self._note_lost(gone)
         entries = [(entry_id, fields) for entry_id, fields in reply[1] if fields is not None]
         if not entries and self._takeover_cursor == b"0-0":
             self._next_takeover = time.monotonic() + self._takeover_after_ms / 2000
@@ -232,8 +223,16 @@ class StreamUpkeep:
 
 async def ensure_group(client: aredis.Redis, stream: str, group: str) -> None:
     """Makes the group, and the stream, where they are missing; a new group reads from the beginning."""
+    trimmed = 0
     try:
-        await client.xgroup_create(stream, group, id="0", mkstream=True)
+        info: Any = await client.xinfo_stream(stream)
+        trimmed = info["entries-added"] - info["length"]
+    except ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+    try:
+        # What was trimmed before the group was there is not its loss; what will be is.
+        await client.xgroup_create(stream, group, id="0", mkstream=True, entries_read=trimmed)
     except ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
             raise
@@ -262,8 +261,6 @@ def _parse(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
             return LogEntry(stream_id, _transition(stream_id, fields))
     except (UndecodableEntryError, msgspec.DecodeError, ValueError, KeyError) as error:
         return LogEntry(stream_id, None, str(error) or type(error).__name__)
-    if not fields:
-        return LogEntry(stream_id, None, "trimmed before it was processed", lost=True)
     return LogEntry(stream_id, None, "unknown kind of entry")
 
 

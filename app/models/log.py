@@ -10,19 +10,15 @@ from app.models.transition import Transition
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered).
-
-    A `lost` one was trimmed before this group had processed it: there is nothing left to look at.
-    """
+    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered)."""
 
     stream_id: StreamId
     body: Heartbeat | Transition | None
     fault: str = ""
-    lost: bool = False
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Entries that were trimmed before a group had read them, from the first to the last that may be missing."""
+    """Entries that were trimmed before a group had processed them, none of them before `first` or after `last`."""
 
     first: StreamId
     last: StreamId
