@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from app.models.identity import AgentId, StreamId
 from app.service.ports import HeartbeatLog, IntakeLoad
 
 _LOOK_EVERY_S: Final = 0.5
+_SHORTEST_LOOK_S: Final = 0.001
 _JITTER: Final = 0.1
 _LONGEST_SHARE: Final = 0.45
 """Of `offline_after_s`: an agent that is asked for less often would look silent after one lost heartbeat."""
@@ -43,6 +45,7 @@ class HeartbeatIntake:
         offline_after_s: the silence after which it is offline.
         target_per_s: what the whole fleet is spread out to.
         max_backlog: entries that may wait for the index before heartbeats are refused.
+        steady_s: a clock that nobody sets.
     """
 
     def __init__(
@@ -53,14 +56,16 @@ class HeartbeatIntake:
         offline_after_s: float,
         target_per_s: float,
         max_backlog: int,
+        steady_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._interval_s = interval_s
         self._longest_s = max(interval_s, offline_after_s * _LONGEST_SHARE)
         self._target_per_s = target_per_s
         self._max_backlog = max_backlog
+        self._steady_s = steady_s
         self._load = IntakeLoad()
-        self._looked_at = -_LOOK_EVERY_S
+        self._looked_at = -math.inf
         self._accepted_since_look = 0
         self._rate_per_s = 0.0
 
@@ -75,8 +80,9 @@ class HeartbeatIntake:
         if self._load.unapplied >= self._max_backlog:
             # Spread like the fleet itself, or all that were refused come back together.
             raise BacklogFullError(retry_after_s=round(random.uniform(0.5, 1.0) * self._spread_s(), 1))  # noqa: S311
-        stream_ids = await self._log.append(heartbeats)
+        # Before the await: what is under way will be in the log before anybody looks again.
         self._accepted_since_look += len(heartbeats)
+        stream_ids = await self._log.append(heartbeats)
         cloned = self._load.cloned
         return Receipt(
             stream_ids=stream_ids,
@@ -93,11 +99,14 @@ class HeartbeatIntake:
         return round(random.uniform(widest, 1.0 + _JITTER) * self._spread_s(), 3)  # noqa: S311  # spread, no secret
 
     async def _look(self) -> None:
-        now = time.monotonic()
+        now = self._steady_s()
         elapsed_s = now - self._looked_at
-        if elapsed_s < _LOOK_EVERY_S:
+        room = self._max_backlog - self._load.unapplied
+        # A fleet that comes all at once fills the log between two looks.
+        may_be_full = 0 < room <= self._accepted_since_look
+        if elapsed_s < _LOOK_EVERY_S and not may_be_full:
             return
         # Set before the await: requests that come in meanwhile go on with what is known.
-        self._rate_per_s = self._accepted_since_look / elapsed_s
+        self._rate_per_s = self._accepted_since_look / max(elapsed_s, _SHORTEST_LOOK_S)
         self._looked_at, self._accepted_since_look = now, 0
         self._load = await self._log.load()

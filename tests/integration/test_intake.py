@@ -35,6 +35,24 @@ async def test_what_waits_and_what_is_read_but_not_applied_both_count(redis_url:
         assert (load.unapplied, load.agents) == (0, 6)
 
 
+async def test_the_backlog_is_capped_however_fast_it_fills(redis_url: str) -> None:
+    async with opened_index(index_settings(redis_url)) as index:
+        gate = HeartbeatIntake(
+            index.log,
+            interval_s=30.0,
+            offline_after_s=90.0,
+            target_per_s=4_000.0,
+            max_backlog=7,
+            # Between two regular looks no time passes.
+            steady_s=lambda: 0.0,
+        )
+        for n in range(7):
+            await gate.accept([heartbeat(n)])
+        with pytest.raises(BacklogFullError):
+            await gate.accept([heartbeat(7)])
+        assert (await index.log.load()).unapplied == 7
+
+
 async def test_an_agent_seen_from_two_machines_is_told_so_for_a_while(redis_url: str) -> None:
     clock = ManualClock(1_800_000_000_000)
     async with opened_index(index_settings(redis_url), clock=clock) as index:
