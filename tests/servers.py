@@ -316,6 +316,10 @@ class PostgresServer(Server):
     def database_url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
 
+    def stop_immediately(self) -> None:
+        """As `pg_ctl stop -m immediate`: the next start has to recover."""
+        self._end(signal.SIGQUIT, timeout_s=20.0)
+
     def sql(self, *statements: str, database: str = "postgres") -> str:
         """Runs the statements one by one with psql and returns what they print, unaligned."""
         commands = [part for statement in statements for part in ("-c", statement)]

@@ -217,7 +217,17 @@ class Lookup(NamedTuple):
     code: str
 
 
-class Lookups:
+class Answers:
+    """What a planner was told, one lookup after the other."""
+
+    def __init__(self) -> None:
+        self.answers: list[Lookup] = []
+
+    def since(self, moment: float) -> list[Lookup]:
+        return [answer for answer in self.answers if answer.at >= moment]
+
+
+class Lookups(Answers):
     """A planner that asks every few milliseconds: searches and single agents by turns.
 
     Attributes:
@@ -227,13 +237,13 @@ class Lookups:
     def __init__(
         self, port: int, agents: Sequence[AgentId], *, known: Collection[AgentId], every_s: float = 0.02
     ) -> None:
+        super().__init__()
         self._caller = Caller(port)
         self._agents = agents
         self._known = known
         self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_asking, name="lookups", daemon=True)
-        self.answers: list[Lookup] = []
         self.crossed: list[str] = []
 
     def start(self) -> None:
@@ -248,9 +258,6 @@ class Lookups:
     def move(self, port: int) -> None:
         """Asks another API, before it has started to."""
         self._caller = Caller(port)
-
-    def since(self, moment: float) -> list[Lookup]:
-        return [answer for answer in self.answers if answer.at >= moment]
 
     def until(self, wanted: Callable[[Lookup], bool], *, timeout_s: float = 60.0) -> Lookup:
         """The first answer from now on that is as wanted."""

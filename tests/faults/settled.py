@@ -43,6 +43,8 @@ async def unsettled(client: aredis.Redis) -> str:
         after = group["last-delivered-id"].decode()
         if await client.xrange(KEYS.heartbeats, f"({after}", "+", count=1):
             return f"group {name} has entries to read"
+    if await client.exists(KEYS.gap):
+        return "there is a gap to reconcile"
     if await client.zcard(KEYS.silent):
         return "silent agents are to be declared offline"
     return "" if await client.exists(KEYS.epoch) else "there is no epoch"

@@ -21,7 +21,7 @@ from app.models.heartbeat import Heartbeat, ResourceMetrics, encode
 from app.models.identity import AgentId
 from app.record import migrate
 from tests.faults.conftest import Build, Row
-from tests.faults.fleet import Reporter, Sent
+from tests.faults.fleet import Answers, Reporter, Sent
 from tests.faults.house import House
 from tests.faults.world import World, opened_world, world_settings
 from tests.servers import ValkeyServer
@@ -157,7 +157,9 @@ def deliveries(draw: st.DrawFn, boots: int) -> list[tuple[int, Sent]]:
     return delivered
 
 
-def run_deliveries(server: ValkeyServer, record_url: str, delivered: list[tuple[int, Sent]]) -> tuple[int, int]:
+def run_deliveries(
+    server: ValkeyServer, record_url: str, delivered: list[tuple[int, Sent]], lookups: Answers
+) -> tuple[int, int]:
     """Returns how many of them had to be ignored, and how many were counted as that."""
 
     async def run() -> tuple[int, int]:
@@ -165,12 +167,14 @@ def run_deliveries(server: ValkeyServer, record_url: str, delivered: list[tuple[
         expected: dict[int, Life] = {}
         before = ignored_so_far()
         async with opened_world(world_settings(server.url, record_url)) as world:
+            world.lookups = lookups
             for number, sent in delivered:
                 reporter = world.reporter(number)
                 reporter.boot_id, reporter.seq = sent
                 reporter.sent.append(sent)
                 await world.send([(reporter, sent)])
                 world.advance(0.5)
+                await world.search()
                 expected.setdefault(number, Life()).hear(sent)
             await world.settle()
             await hold_against(world, expected)
@@ -210,32 +214,38 @@ def test_row_31_duplicated_reordered_replayed(
     """Random lives of three agents whose heartbeats come twice, late and again (Hypothesis)."""
     ignored = 0
     runs = 0
+    lookups = Answers()
+    row.watch(lookups)
 
     @ONLY_ONCE
     @given(deliveries(boots=1))
     def run(delivered: list[tuple[int, Sent]]) -> None:
         nonlocal ignored, runs
-        must, counted = run_deliveries(valkey_server, fresh_record(tmp_path_factory), delivered)
+        must, counted = run_deliveries(valkey_server, fresh_record(tmp_path_factory), delivered, lookups)
         assert must == counted
         ignored += must
         runs += 1
 
     run()
+    row.require_answers(sources=frozenset({"index"}))
     row.saw(f"{runs} lives, {ignored} heartbeats ignored and counted")
 
 
 def test_row_32_restarts(row: Row, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same with up to four boots, each counting from 1 again, and old boots' heartbeats in between."""
     runs = 0
+    lookups = Answers()
+    row.watch(lookups)
 
     @ONLY_ONCE
     @given(deliveries(boots=4))
     def run(delivered: list[tuple[int, Sent]]) -> None:
         nonlocal runs
-        run_deliveries(valkey_server, fresh_record(tmp_path_factory), delivered)
+        run_deliveries(valkey_server, fresh_record(tmp_path_factory), delivered, lookups)
         runs += 1
 
     run()
+    row.require_answers(sources=frozenset({"index"}))
     row.saw(f"{runs} lives: every new boot was accepted, no old one won again")
 
 

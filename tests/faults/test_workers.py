@@ -104,7 +104,7 @@ def test_row_07_rebuild_meets_fresher_heartbeats(build: Build, row: Row) -> None
 
 def test_row_39_reaper_meets_a_fresh_heartbeat(build: Build, row: Row) -> None:
     """A reaper stops after it took a silent agent out; the agent reports before it is declared offline."""
-    house = build(heartbeat_interval_s=1, offline_after_s=3, lookups=False)
+    house = build(heartbeat_interval_s=1, offline_after_s=3)
     silent, *others = house.fleet.reporters
     house.fleet.start(every_s=0.05, among=others)
     reaper = house.replace("reaper", stop_at="swept")
@@ -117,13 +117,14 @@ def test_row_39_reaper_meets_a_fresh_heartbeat(build: Build, row: Row) -> None:
         house.fleet.report(among=[silent])
         assert silent.agent_id in house.found()
     house.settle_quickly()
+    row.require_answers(sources=INDEX_ONLY)
     assert house.sql("SELECT count(*) FROM agent_events WHERE to_status = 'offline'") == [(0,)]
     row.saw("the heartbeat won: found at once, no offline event")
 
 
 def test_row_40_two_reapers(build: Build, row: Row) -> None:
     """Two reapers, one of them stopped in the middle of a sweep until the other has its lease."""
-    house = build(heartbeat_interval_s=1, offline_after_s=3, lookups=False)
+    house = build(heartbeat_interval_s=1, offline_after_s=3)
     fading, lively = house.fleet.reporters[:4], house.fleet.reporters[4:]
     house.fleet.start(every_s=0.05, among=lively)
     offline = "SELECT count(*) FROM agent_events WHERE to_status = 'offline'"
@@ -137,6 +138,7 @@ def test_row_40_two_reapers(build: Build, row: Row) -> None:
     house.until(lambda: house.sql(offline) == [(8,)], what="four agents offline again")
     house.fleet.report(among=fading)
     house.settle_quickly()
+    row.require_answers(sources=INDEX_ONLY)
     # By now they are flapping: their last return stands in the event of their last silence.
     changes = "SELECT DISTINCT n FROM (SELECT sum(changes) AS n FROM agent_events GROUP BY agent_id) AS agents"
     assert sorted(house.sql(changes)) == [(1,), (5,)]
@@ -145,7 +147,7 @@ def test_row_40_two_reapers(build: Build, row: Row) -> None:
 
 def test_row_41_reaper_dead(build: Build, row: Row) -> None:
     """There is no reaper and an agent falls silent."""
-    house = build("ingest", "recorder", "api", heartbeat_interval_s=1, offline_after_s=3, lookups=False)
+    house = build("ingest", "recorder", "api", heartbeat_interval_s=1, offline_after_s=3)
     silent, *others = house.fleet.reporters
     house.fleet.start(every_s=0.05, among=others)
     house.until(lambda: silent.agent_id not in house.found(), what="the silent agent's absence")
@@ -153,4 +155,5 @@ def test_row_41_reaper_dead(build: Build, row: Row) -> None:
         assert silent.agent_id not in house.found()
     assert house.get(f"/api/v1/agents/{silent.agent_id}/capacity").body["status"] == "offline"
     house.settle_quickly()
+    row.require_answers(sources=INDEX_ONLY)
     row.saw("never found after 3 s of silence, reads offline; back with its next heartbeat")

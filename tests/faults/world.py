@@ -6,6 +6,7 @@ The servers are real; only time, deaths and outages are made.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from app.models.log import LogEntry
 from app.record import Record, open_record
 from app.service.orchestrator import OrchestratorService
 from app.settings import Settings
-from tests.faults.fleet import Reporter, Sent
+from tests.faults.fleet import Answers, Lookup, Reporter, Sent
 from tests.faults.settled import differences, unsettled
 from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
@@ -83,6 +84,7 @@ class World:
         said: as what each agent last reported itself.
         record_away: whether the record is.
         false_offline: agents that were declared offline though they had reported in time.
+        lookups: how every search was answered, by the real clock.
     """
 
     def __init__(self, index: Index, record: Record, settings: Settings, clock: ManualClock) -> None:
@@ -96,6 +98,7 @@ class World:
         self.steady_s = 0.0
         self.record_away = False
         self.false_offline: list[str] = []
+        self.lookups = Answers()
         self.appended = 0
         self._lost: set[AgentId] = set()
         self._boots = 0
@@ -144,21 +147,25 @@ class World:
         except IndexUnavailableError:
             return []
         for (reporter, sent), stream_id in zip(beats, stream_ids, strict=True):
-            newest = reporter.acknowledged
-            if stream_id <= self._recorded_before_flush:
-                # The clock stands below what the record has, and the rebuild has not raised the ids yet.
-                self._lost.add(reporter.agent_id)
-            elif sent.boot_id == reporter.boot_id and (
-                newest is None or newest[0].boot_id != sent.boot_id or newest[0].seq < sent.seq
-            ):
-                reporter.acknowledged = sent, stream_id
-                self.heard_s.setdefault(reporter.agent_id, deque(maxlen=8)).append(self.steady_s)
-                self.said[reporter.agent_id] = status
-                self._lost.discard(reporter.agent_id)
-                undated = stream_id.ms > self.clock.now_ms()
-                (self._undated.add if undated else self._undated.discard)(reporter.agent_id)
-        self.appended += len(stream_ids)
+            self.acknowledge(reporter, sent, stream_id, status)
         return stream_ids
+
+    def acknowledge(self, reporter: Reporter, sent: Sent, stream_id: StreamId, status: AgentStatus) -> None:
+        """Tells the sender that the log has its heartbeat."""
+        self.appended += 1
+        newest = reporter.acknowledged
+        if stream_id <= self._recorded_before_flush:
+            # The clock stands below what the record has, and the rebuild has not raised the ids yet.
+            self._lost.add(reporter.agent_id)
+        elif sent.boot_id == reporter.boot_id and (
+            newest is None or newest[0].boot_id != sent.boot_id or newest[0].seq < sent.seq
+        ):
+            reporter.acknowledged = sent, stream_id
+            self.heard_s.setdefault(reporter.agent_id, deque(maxlen=8)).append(self.steady_s)
+            self.said[reporter.agent_id] = status
+            self._lost.discard(reporter.agent_id)
+            undated = stream_id.ms > self.clock.now_ms()
+            (self._undated.add if undated else self._undated.discard)(reporter.agent_id)
 
     def restart(self, number: int) -> None:
         self._boots += 1
@@ -272,16 +279,31 @@ class World:
 
     async def search(self, **wanted: Any) -> CapacityPage | None:
         """None where neither store can tell."""
+        started = time.monotonic()
         try:
-            return await self.service.find(CapacityQuery(**wanted))
-        except (CapacityUnknownError, IndexUnavailableError, RecordUnavailableError):
+            page = await self.service.find(CapacityQuery(**wanted))
+        except (CapacityUnknownError, IndexUnavailableError, RecordUnavailableError) as error:
+            refused = Lookup(started, time.monotonic() - started, 503, "", error.code)
+            self.lookups.answers.append(refused)
             return None
+        self.lookups.answers.append(Lookup(started, time.monotonic() - started, 200, page.source, ""))
+        return page
+
+    async def found(self) -> set[AgentId]:
+        """Whom a search for anything finds, all pages of it."""
+        found: set[AgentId] = set()
+        after = None
+        while True:
+            page = await self.search(limit=10_000, after=after)
+            assert page is not None
+            found |= {row.agent_id for row in page.agents}
+            after = page.cursor
+            if after is None:
+                return found
 
     async def misjudged(self) -> list[str]:
         """Agents that a search shows though they have long been silent, or hides though they just reported."""
-        page = await self.search(limit=10_000)
-        assert page is not None
-        found = {row.agent_id for row in page.agents}
+        found = await self.found()
         limit_s = self.settings.offline_after_s
         wrong = []
         for agent_id, heard_s in self.heard_s.items():
