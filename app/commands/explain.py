@@ -18,6 +18,7 @@ _MISSES: Final = {
     "lacks_gpu_vram_gb": "lacks GB",
     "cpu_cores_available": "cores",
     "lacks_cpu_cores": "lacks cores",
+    "fails": "fails",
     "pool_name": "pool",
 }
 _CRITERIA: Final = {
@@ -73,4 +74,8 @@ def explanation(answer: dict[str, Any]) -> RenderableType:
     text = Text("\n".join(lines))
     if not answer["nearest"]:
         return text
-    return Group(text, Text(), table_of(answer["nearest"], _MISSES))
+    misses = [
+        {**miss, "fails": ", ".join(_CRITERIA.get(one, one) for one in miss.get("fails", ()))}
+        for miss in answer["nearest"]
+    ]
+    return Group(text, Text(), table_of(misses, _MISSES))

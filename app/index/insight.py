@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -11,12 +12,15 @@ import msgspec
 from app.index.keys import Keys, encode_pool
 from app.index.lookup import Lookups, Steps
 from app.index.scripts import Argument, Call, load
+from app.index.tasksums import TaskSums
 from app.models.capacity import AvailableCapacity, CapacityQuery, GpuType
 from app.models.identity import AgentId
 from app.models.insight import Candidate, Explanation, Fit, Hidden, Miss, PoolTotals
 
 _NEAREST: Final = 10
 _FIT_SLICE: Final = 32
+_FIT_CALLS: Final = 64
+_MOST_CORES: Final = 65_536
 _REFUSED_SLICE: Final = 1_000
 """Most agents that are looked at one by one for filters that the sets do not know."""
 
@@ -26,6 +30,23 @@ _BIG_ENOUGH_SHAPES: Final = 2_000
 
 _SUMMARY_SLICE: Final = 25
 _MIB: Final = 1024
+
+
+class _Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """Agents with enough VRAM and cores, held against the filters that the sets do not know.
+
+    Attributes:
+        fails: those that a filter refuses, most VRAM first, each with the filters that do.
+        passed: how many no filter refuses.
+        all_seen: whether these are all there are.
+    """
+
+    fails: list[tuple[AvailableCapacity, list[str]]] = []
+    passed: int = 0
+    all_seen: bool = True
+
+    def counts(self) -> dict[str, int]:
+        return Counter("+".join(criteria) for _, criteria in self.fails)
 
 
 class Insights:
@@ -41,17 +62,20 @@ class Insights:
         gpu_type = "" if query.gpu_type is None else query.gpu_type.value
         counts = yield from self._counts("explain", query, gpu_type)
         placeable, with_vram, with_cores, both, silent, busy, cordoned, possible = counts
+        # Each is counted at its own moment of a set's life: a difference may be off, but never below nothing.
         failing = {
-            "gpu_vram": with_cores - both,
-            "cpu_cores": with_vram - both,
-            "gpu_vram+cpu_cores": placeable - with_vram - with_cores + both,
+            "gpu_vram": max(0, with_cores - both),
+            "cpu_cores": max(0, with_vram - both),
+            "gpu_vram+cpu_cores": max(0, placeable - with_vram - with_cores + both),
         }
-        fitting = both
-        if not query.counted:
+        fitting, refused = both, _Refused()
+        if both and not query.counted:
             refused = yield from self._refused(query)
-            failing |= refused
-            fitting = both - sum(refused.values())
-        nearest = (yield from self._nearest(query)) if both == 0 else []
+            failing |= refused.counts()
+            # Of more than were looked at one by one, some may fit.
+            fitting = refused.passed if refused.all_seen else max(0, both - len(refused.fails))
+        nothing_fits = fitting == 0 or bool(refused.fails and not refused.passed)
+        nearest = (yield from self._nearest(query, refused)) if nothing_fits else []
         return Explanation(
             agents=placeable,
             fitting=fitting,
@@ -62,18 +86,27 @@ class Insights:
         )
 
     def fit(self, query: CapacityQuery) -> Steps[Fit]:
+        """Exact where no agent takes more than 32 tasks, and beyond for as long as 64 slices of counts tell.
+
+        What is not told is counted from below.
+        """
         yield from self._lookups.sweep()
-        tasks, agents, more, vram_mib, cores = yield from self._counts("fit", query, 1, _FIT_SLICE)
-        first = 1 + _FIT_SLICE
-        while more:
-            some, _, more, vram_mib, cores = yield from self._counts("fit", query, first, _FIT_SLICE)
-            tasks, first = tasks + some, first + _FIT_SLICE
+        sums = TaskSums(_MOST_CORES // query.min_cpu_cores)
+        vram_mib = cores = 0
+        for _ in range(_FIT_CALLS):
+            asked = sums.unknown(_FIT_SLICE)
+            if not asked:
+                break
+            vram_mib, cores, *counts = yield from self._counts("fit", query, *asked)
+            sums.learn(asked, counts)
+        tasks = sums.total()
         free, used = (
             (vram_mib / _MIB, tasks * query.min_gpu_vram_gb)
             if query.min_gpu_vram_gb > 0
             else (float(cores), float(tasks * query.min_cpu_cores))
         )
-        return Fit(tasks=tasks, agents=agents, fragmentation=max(0.0, 1.0 - used / free) if free > 0 else 0.0)
+        fragmentation = max(0.0, 1.0 - used / free) if free > 0 else 0.0
+        return Fit(tasks=tasks, agents=sums.agents, fragmentation=fragmentation)
 
     def big_enough(self, query: CapacityQuery) -> Steps[list[Candidate]]:
         gpu_type = "" if query.gpu_type is None else query.gpu_type.value
@@ -130,57 +163,83 @@ class Insights:
         )
         return cast("list[Any]", reply[1:])
 
-    def _nearest(self, query: CapacityQuery) -> Steps[list[Miss]]:
-        """When nothing has both: those short of VRAM alone, those short of cores alone, then those short of both.
+    def _nearest(self, query: CapacityQuery, refused: _Refused) -> Steps[list[Miss]]:
+        """Short of VRAM alone, short of cores alone, refused by a filter alone; else short of VRAM and cores.
 
-        Within each kind those that lack least come first.
+        Within each kind those that lack least come first; of the refused those with the most VRAM.
         """
         less_vram = msgspec.structs.replace(query, min_gpu_vram_gb=0.0, limit=_NEAREST, after=None)
         short_of_vram = (yield from self._lookups.find(less_vram, with_total=False)).agents
-        short_of_cores: list[AvailableCapacity] = []
+        short_of_cores = yield from self._short_of_cores(query)
+        misses = [_miss(query, row) for row in [*short_of_vram, *short_of_cores]]
+        for row, criteria in refused.fails[:_NEAREST]:
+            misses.append((yield from self._refused_miss(query, row, criteria)))
+        if misses:
+            return misses
+        anyone = msgspec.structs.replace(less_vram, min_cpu_cores=1)
+        page = yield from self._lookups.find(anyone, with_total=False)
+        return [_miss(query, row) for row in page.agents]
+
+    def _short_of_cores(self, query: CapacityQuery) -> Steps[list[AvailableCapacity]]:
+        if not query.counted:
+            # Level by level it would be a search for each number of cores that somebody has.
+            anyone = msgspec.structs.replace(query, min_cpu_cores=1, limit=_REFUSED_SLICE, after=None)
+            page = yield from self._lookups.find(anyone, with_total=False)
+            return sorted(page.agents, key=_most_cores, reverse=True)[:_NEAREST]
+        found: list[AvailableCapacity] = []
         cores = query.min_cpu_cores
-        while len(short_of_cores) < _NEAREST and cores > 1:
+        while len(found) < _NEAREST and cores > 1:
             level = msgspec.structs.replace(query, min_cpu_cores=cores, limit=_NEAREST, after=None)
             (cores,) = yield from self._counts("nearest_cores", level)
             if cores:
                 below = msgspec.structs.replace(level, min_cpu_cores=cores)
                 page = yield from self._lookups.find(below, with_total=False)
-                known = {row.agent_id for row in short_of_cores}
-                short_of_cores += [row for row in page.agents if row.agent_id not in known]
-        rows = [*short_of_vram, *short_of_cores[:_NEAREST]]
-        if not rows:
-            anyone = msgspec.structs.replace(less_vram, min_cpu_cores=1)
-            rows = (yield from self._lookups.find(anyone, with_total=False)).agents
-        return [_miss(query, row) for row in rows]
+                known = {row.agent_id for row in found}
+                found += [row for row in page.agents if row.agent_id not in known]
+        return found[:_NEAREST]
 
-    def _refused(self, query: CapacityQuery) -> Steps[dict[str, int]]:
-        """Agents with enough VRAM and cores that the other filters refuse, by the filters that do."""
+    def _refused_miss(self, query: CapacityQuery, row: AvailableCapacity, criteria: list[str]) -> Steps[Miss]:
+        lacks_gb = 0.0
+        if "memory" in criteria:
+            agent = yield from self._lookups.get(row.agent_id)
+            has_gb = 0.0 if agent is None else agent.memory_available_gb
+            lacks_gb = round(max(0.0, query.min_memory_gb - has_gb), 6)
+        return msgspec.structs.replace(_miss(query, row), lacks_memory_gb=lacks_gb, fails=tuple(criteria))
+
+    def _refused(self, query: CapacityQuery) -> Steps[_Refused]:
+        """Which of the agents with enough VRAM and cores the other filters refuse, and which filters do."""
         limited = msgspec.structs.replace(
             query, gpu_type=None, min_memory_gb=0.0, max_age_s=None, limit=_REFUSED_SLICE, after=None
         )
-        everybody = {row.agent_id for row in (yield from self._lookups.find(limited, with_total=False)).agents}
+        page = yield from self._lookups.find(limited, with_total=False)
         filters: dict[str, Any] = {
             "gpu_type": query.gpu_type,
             "memory": query.min_memory_gb or None,
             "age": query.max_age_s,
         }
         named = {"gpu_type": "gpu_type", "memory": "min_memory_gb", "age": "max_age_s"}
-        fails: dict[str, list[str]] = {agent_id: [] for agent_id in everybody}
+        fails: dict[AgentId, list[str]] = {row.agent_id: [] for row in page.agents}
         for criterion, value in filters.items():
             if value is None:
                 continue
             one = msgspec.structs.replace(limited, **{named[criterion]: value})
             passing = {row.agent_id for row in (yield from self._lookups.find(one, with_total=False)).agents}
-            for agent_id in everybody - passing:
+            for agent_id in fails.keys() - passing:
                 fails[agent_id].append(criterion)
-        refused: dict[str, int] = {}
-        for criteria in fails.values():
-            if criteria:
-                refused["+".join(criteria)] = refused.get("+".join(criteria), 0) + 1
-        return refused
+        return _Refused(
+            fails=[(row, fails[row.agent_id]) for row in page.agents if fails[row.agent_id]],
+            passed=sum(not criteria for criteria in fails.values()),
+            all_seen=not page.more,
+        )
+
+
+def _most_cores(row: AvailableCapacity) -> tuple[int, float, AgentId]:
+    return row.cpu_cores_available, row.gpu_vram_available_gb, row.agent_id
 
 
 def _miss(query: CapacityQuery, row: AvailableCapacity) -> Miss:
+    lacks_vram = query.min_gpu_vram_gb > row.gpu_vram_available_gb
+    lacks_cores = query.min_cpu_cores > row.cpu_cores_available
     return Miss(
         agent_id=row.agent_id,
         pool_name=row.pool_name,
@@ -188,6 +247,7 @@ def _miss(query: CapacityQuery, row: AvailableCapacity) -> Miss:
         cpu_cores_available=row.cpu_cores_available,
         lacks_gpu_vram_gb=round(max(0.0, query.min_gpu_vram_gb - row.gpu_vram_available_gb), 6),
         lacks_cpu_cores=max(0, query.min_cpu_cores - row.cpu_cores_available),
+        fails=("gpu_vram",) * lacks_vram + ("cpu_cores",) * lacks_cores,
     )
 
 

@@ -11,7 +11,11 @@ from app.models.identity import AgentId
 
 
 class Miss(msgspec.Struct, frozen=True, kw_only=True):
-    """A near miss and exactly what it lacks; 0 for what it has enough of."""
+    """A near miss and exactly what it lacks; 0 for what it has enough of.
+
+    Attributes:
+        fails: the criteria that it fails, by their names in `Explanation.failing`.
+    """
 
     agent_id: AgentId
     pool_name: str
@@ -19,6 +23,8 @@ class Miss(msgspec.Struct, frozen=True, kw_only=True):
     cpu_cores_available: int
     lacks_gpu_vram_gb: float = 0.0
     lacks_cpu_cores: int = 0
+    lacks_memory_gb: float = 0.0
+    fails: tuple[str, ...] = ()
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +50,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         agents: placeable agents of the type (and pool) that was asked for.
         fitting: those that fit.
         failing: agents by exactly what they fail, as in {"gpu_vram": 3, "gpu_vram+cpu_cores": 1}.
-        nearest: when no agent has both the VRAM and the cores: up to 10 that lack VRAM alone, then up to 10
-            that lack cores alone; if there is none of either, up to 10 that lack both. Other filters hold.
+        nearest: when nothing fits: up to 10 that lack VRAM alone, then up to 10 that lack cores alone, then up to
+            10 that have both and fail another filter; if there is none of these, up to 10 that lack VRAM and
+            cores.
         hidden: agents that would fit but are silent, busy or cordoned.
         possible: False when no machine of that type and pool is big enough even when idle; None when some
             machine does not say how big it is.

@@ -23,6 +23,9 @@ from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, index_settings, opened_index
 from tests.servers import ValkeyServer
 
+AGE_S = 60
+"""Of everybody's last heartbeat, when questions are asked."""
+
 START_MS = 1_800_000_000_000
 
 
@@ -36,6 +39,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     used_vram: float
     cores: int
     used_cores: int
+    memory: float
 
     @property
     def vram_total(self) -> float:
@@ -62,6 +66,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
                 gpu_vram_total_gb=self.vram_total,
                 cpu_cores_available=self.cores,
                 cpu_cores_physical=self.physical,
+                memory_available_gb=self.memory,
                 gpu_type=self.gpu_type,
             ),
         )
@@ -80,6 +85,7 @@ machines = st.builds(
     used_vram=st.sampled_from([0.0, 8.0]),
     cores=st.integers(0, 20),
     used_cores=st.sampled_from([0, 4]),
+    memory=st.sampled_from([8.0, 12.5, 64.0]),
 )
 queries = st.builds(
     CapacityQuery,
@@ -87,6 +93,8 @@ queries = st.builds(
     min_cpu_cores=st.integers(1, 26),
     pool_name=st.sampled_from([None, "default", "b", "c"]),
     gpu_type=st.sampled_from([None, None, GpuType.AMD]),
+    min_memory_gb=st.sampled_from([0.0, 0.0, 16.0, 128.0]),
+    max_age_s=st.sampled_from([None, None, None, AGE_S - 1.0]),
 )
 
 
@@ -96,7 +104,7 @@ async def settle(index: Index, clock: ManualClock, fleet: Fleet) -> None:
         if awake:
             await index.log.append([one.heartbeat(number) for number, one in awake])
             await apply_everything(index)
-        clock.advance(60)
+        clock.advance(AGE_S)
     for number, one in fleet:
         if one.cordoned:
             await index.cordons.cordon(agent_id(number), Cordon(reason="r", actor="a", since=from_ms(START_MS)))
@@ -132,9 +140,7 @@ async def check_explain(index: Index, query: CapacityQuery, fleet: Fleet) -> Non
         lacks = ["gpu_vram"] * (one.vram < query.min_gpu_vram_gb) + ["cpu_cores"] * (
             one.cores < query.min_cpu_cores
         )
-        if not lacks and query.gpu_type not in (None, one.gpu_type):
-            lacks = ["gpu_type"]
-        return "+".join(lacks)
+        return "+".join(lacks or refused(query, one))
 
     failing = Counter(criteria(one) for _, one in placeable)
     assert explained.agents == len(placeable)
@@ -152,6 +158,9 @@ async def check_explain(index: Index, query: CapacityQuery, fleet: Fleet) -> Non
         one = dict(fleet)[int(miss.agent_id[-12:], 16)]
         assert miss.lacks_gpu_vram_gb == max(0.0, query.min_gpu_vram_gb - one.vram)
         assert miss.lacks_cpu_cores == max(0, query.min_cpu_cores - one.cores)
+        assert "+".join(miss.fails) == criteria(one)
+        lacks_memory = max(0.0, query.min_memory_gb - one.memory) if "memory" in miss.fails else 0.0
+        assert miss.lacks_memory_gb == lacks_memory
 
 
 def check_possible(answer: bool | None, query: CapacityQuery, fleet: list[Machine]) -> None:  # noqa: FBT001  # as answered
@@ -166,10 +175,21 @@ def check_possible(answer: bool | None, query: CapacityQuery, fleet: list[Machin
     assert answer == (True if certain else None if big_enough else False)
 
 
+def refused(query: CapacityQuery, one: Machine) -> list[str]:
+    """The filters that refuse it."""
+    wrong_gpu = query.gpu_type not in (None, one.gpu_type)
+    filters = {
+        "gpu_type": wrong_gpu,
+        "memory": one.memory < query.min_memory_gb,
+        "age": query.max_age_s is not None and query.max_age_s < AGE_S,
+    }
+    return [name for name, refuses in filters.items() if refuses]
+
+
 def nearest(query: CapacityQuery, placeable: Fleet) -> list[AgentId]:
-    if any(one.has(query) for _, one in placeable):
+    if any(one.has(query) and not refused(query, one) for _, one in placeable):
         return []
-    wanted = [(n, one) for n, one in placeable if query.gpu_type in (None, one.gpu_type) and one.cores >= 1]
+    wanted = [(n, one) for n, one in placeable if not refused(query, one) and one.cores >= 1]
 
     def most_vram(fleet: Fleet) -> Fleet:
         return sorted(fleet, key=lambda one: (one[1].vram, one[0]), reverse=True)[:10]
@@ -177,7 +197,8 @@ def nearest(query: CapacityQuery, placeable: Fleet) -> list[AgentId]:
     short_of_vram = most_vram([(n, one) for n, one in wanted if one.cores >= query.min_cpu_cores])
     enough_vram = [(n, one) for n, one in wanted if one.vram >= query.min_gpu_vram_gb]
     short_of_cores = sorted(enough_vram, key=lambda one: (one[1].cores, one[1].vram, one[0]), reverse=True)[:10]
-    return [agent_id(n) for n, _ in [*short_of_vram, *short_of_cores] or most_vram(wanted)]
+    by_filters = most_vram([(n, one) for n, one in placeable if one.has(query)])
+    return [agent_id(n) for n, _ in [*short_of_vram, *short_of_cores, *by_filters] or most_vram(wanted)]
 
 
 async def check_big_enough(index: Index, query: CapacityQuery, fleet: Fleet) -> None:

@@ -30,6 +30,7 @@ async def test_reasons_are_told_with_the_nearest_misses(ports: Ports) -> None:
                 gpu_vram_available_gb=8.0,
                 cpu_cores_available=8,
                 lacks_gpu_vram_gb=4.0,
+                fails=("gpu_vram",),
             )
         ],
         hidden=Hidden(cordoned=2),
@@ -50,6 +51,8 @@ async def test_reasons_are_told_with_the_nearest_misses(ports: Ports) -> None:
                 "cpu_cores_available": 8,
                 "lacks_gpu_vram_gb": 4.0,
                 "lacks_cpu_cores": 0,
+                "lacks_memory_gb": 0.0,
+                "fails": ["gpu_vram"],
             }
         ],
         "hidden": {"silent": 0, "busy": 0, "cordoned": 2},
