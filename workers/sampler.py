@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from app.service.ports import FleetInsight, TotalsRecord
 
 _MOST_POOLS: Final = 200
-"""The largest pools of each type; more would make a table of totals larger than that of the agents."""
+"""Kept one by one; more would make a table of totals larger than that of the agents. The others go in as one."""
 
 _LONGEST_PAUSE_S: Final = 60.0
 
@@ -34,4 +34,5 @@ class Sampler:
         totals: list[PoolTotals]
         totals, _ = await self._insight.summary(limit=_MOST_POOLS)
         if totals:
-            await self._record.keep(totals, at_ms=at_ms)
+            overall = await self._insight.overall()
+            await self._record.keep([*totals, *overall.beyond(totals)], at_ms=at_ms)

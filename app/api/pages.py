@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from app.errors import AgentNotFoundError, HeadroomError, UnavailableError
 from app.models.agent import RegisteredAgent
 from app.models.capacity import MAX_MIN_CORES, AgentCapacity, AvailableCapacity, CapacityQuery, GpuType
 from app.models.identity import DEFAULT_AGENT_TYPE, AgentId
-from app.models.insight import PoolTotals
+from app.models.insight import Overall, PoolTotals
 from app.web.figures import Totals, gigabytes, tenths, whole
 from app.web.rendering import Page
 
@@ -46,9 +46,9 @@ _SHOWN_POOLS: Final = 8
 async def fleet(request: Request) -> Response:
     wiring = wiring_of(request)
     ask = _ask(request.query_params)
-    rows = await _summary(wiring)
+    rows, overall = await _summary(wiring)
     found, total = await _found(wiring, ask)
-    totals = Totals.of(rows)
+    totals = Totals.of(overall.rows)
     redis_line = wiring.redis_lines.get("find", "")
     return page(
         request,
@@ -56,19 +56,27 @@ async def fleet(request: Request) -> Response:
         data={"ask": ask, "default_type": DEFAULT_AGENT_TYPE, "redis_line": redis_line},
         lines=lines("/", "/api/v1/agents/available-capacity", redis_line),
         ask=ask,
-        subtitle=f"{totals.agents} agents" if rows else "",
+        subtitle=f"{totals.agents} agents" if overall.pools else "",
         totals=totals,
         found={"total": total, "agents": [_listed(row) for row in found]},
         pools=[_pool(row) for row in rows[:_SHOWN_POOLS]],
+        pools_shown=_shown(rows[:_SHOWN_POOLS], overall),
     )
 
 
 async def pools(request: Request) -> Response:
     wiring = wiring_of(request)
-    rows = [_pool(row) for row in await _summary(wiring)]
+    rows, overall = await _summary(wiring)
     redis_line = wiring.redis_lines.get("pools", "").replace("TYPE", DEFAULT_AGENT_TYPE)
     shown_lines = lines("/pools", "/api/v1/capacity/summary", redis_line)
-    return page(request, POOLS, data={}, lines=shown_lines, rows=rows)
+    return page(
+        request,
+        POOLS,
+        data={},
+        lines=shown_lines,
+        rows=[_pool(row) for row in rows],
+        pools_shown=_shown(rows, overall),
+    )
 
 
 async def waiting(request: Request) -> Response:
@@ -147,11 +155,18 @@ def _amount(text: str | None, default: float) -> float:
     return amount if math.isfinite(amount) and amount >= 0 else default
 
 
-async def _summary(wiring: Wiring) -> list[PoolTotals]:
+async def _summary(wiring: Wiring) -> tuple[list[PoolTotals], Overall]:
+    """The largest pools, and the totals of all."""
     try:
-        return (await wiring.insight.summary(limit=_FIRST_POOLS))[0]
+        return (await wiring.insight.summary(limit=_FIRST_POOLS))[0], await wiring.insight.overall()
     except UnavailableError:
-        return []
+        return [], Overall(rows=[], pools=0)
+
+
+def _shown(rows: Sequence[PoolTotals], overall: Overall) -> str:
+    """How many of the pools these rows are about; empty where it is all of them."""
+    shown = len({(row.agent_type, row.pool_name) for row in rows})
+    return f"{whole(shown)} of {whole(overall.pools)}" if shown < overall.pools else ""
 
 
 async def _found(wiring: Wiring, ask: Mapping[str, Any]) -> tuple[list[AvailableCapacity], str]:

@@ -200,7 +200,7 @@ OPERATIONS: Final = (
         answers={200: list[PoolTotals]},
         parameters=insight.SUMMARY_PARAMETERS,
         faults=_INDEX_FAULTS,
-        headers=("Link",),
+        headers=("X-Total-Count", "Link"),
     ),
     Operation(
         method="POST",

@@ -16,13 +16,13 @@ from app.api.query import choice, number, read_query, text
 from app.api.wiring import wiring_of
 from app.models.capacity import GpuType
 from app.models.identity import AGENT_TYPE_PATTERN
-from app.models.insight import TrendBy, TrendPoint, TrendQuery, TrendSeries
+from app.models.insight import TotalsBy, TrendPoint, TrendQuery, TrendSeries
 
 DEFAULT_HOURS: Final = 24.0
 MAX_HOURS: Final = 744.0
 
 TREND_PARAMETERS: Final = (
-    choice("by", "What series are made of; one series of everything when left out.", TrendBy),
+    choice("by", "What series are made of; one series of everything when left out.", TotalsBy),
     number("hours", "How far back.", most=MAX_HOURS, default=DEFAULT_HOURS),
     text("agent_type", "Only this kind of agent.", longest=32, pattern=AGENT_TYPE_PATTERN),
     text("pool_name", "Only this pool.", longest=MAX_POOL_NAME),

@@ -152,5 +152,6 @@ async def _figures(wiring: Wiring, view: View, sent: dict[str, Any]) -> Figures:
         located = await wiring.orchestrator.get(agent_id)
         known = await wiring.record.agent(agent_id)
         return widgets.agent(located.agent, "" if known is None else known.hostname)
-    rows, _ = await wiring.insight.summary(agent_type=sent.get("type"), pool_name=pool, limit=_MOST_POOLS)
-    return widgets.pools(rows) if view is View.POOLS else widgets.fleet(rows)
+    named, more = await wiring.insight.summary(agent_type=sent.get("type"), pool_name=pool, limit=_MOST_POOLS)
+    beyond = [] if more is None else (await wiring.insight.overall(agent_type=sent.get("type"))).beyond(named)
+    return widgets.pools(named, beyond) if view is View.POOLS else widgets.fleet([*named, *beyond])

@@ -15,7 +15,7 @@ from app.index.scripts import Argument, Call, load
 from app.index.tasksums import TaskSums
 from app.models.capacity import AvailableCapacity, CapacityQuery, GpuType
 from app.models.identity import AgentId
-from app.models.insight import Candidate, Explanation, Fit, Hidden, Miss, PoolTotals
+from app.models.insight import Candidate, Explanation, Fit, Hidden, Miss, Overall, PoolTotals
 
 _NEAREST: Final = 10
 _FIT_SLICE: Final = 32
@@ -142,6 +142,15 @@ class Insights:
             if len(reply) - 1 < size:
                 return rows, None
         return rows, str(skip)
+
+    def overall(self, *, agent_type: str | None) -> Steps[Overall]:
+        reply = yield lambda epoch: Call(
+            load("overall"), self._keys.prefix, ("", "", epoch, "" if agent_type is None else agent_type)
+        )
+        rows: list[PoolTotals] = []
+        for row_type, _, figures in reply[1:]:
+            rows += _totals(row_type.decode(), "", figures)
+        return Overall(rows=rows, pools=sum(int(pools) for _, pools, _ in reply[1:]))
 
     def _counts(self, script: str, query: CapacityQuery, *more: Argument) -> Steps[list[int]]:
         return [int(number) for number in (yield from self._call(script, query, *more))]
@@ -300,3 +309,6 @@ class RedisInsight:
             lambda: self._insights.summary(agent_type=agent_type, pool_name=pool_name, limit=limit, after=after)
         )
         return cast("tuple[list[PoolTotals], str | None]", found)
+
+    async def overall(self, *, agent_type: str | None = None) -> Overall:
+        return cast(Overall, await self._run(lambda: self._insights.overall(agent_type=agent_type)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -98,6 +100,38 @@ class PoolTotals(msgspec.Struct, frozen=True, kw_only=True):
     cpu_cores_physical: int = 0
 
 
+class Overall(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals over all pools, `pools` in number: a row for each agent and GPU type, without `pool_name`."""
+
+    rows: list[PoolTotals]
+    pools: int
+
+    def beyond(self, named: Iterable[PoolTotals]) -> list[PoolTotals]:
+        """What all pools but those in `named` add up to: rows without `pool_name`, none where nothing is left.
+
+        Both were read one after the other, so what moved meanwhile may count twice or not at all, never below 0.
+        """
+        sums: dict[tuple[str, GpuType], list[float]] = {}
+        for row in named:
+            known = sums.setdefault((row.agent_type, row.gpu_type), [0.0] * len(_AMOUNTS))
+            sums[row.agent_type, row.gpu_type] = [
+                amount + getattr(row, name) for amount, name in zip(known, _AMOUNTS, strict=True)
+            ]
+        rest = []
+        for row in self.rows:
+            taken = sums.get((row.agent_type, row.gpu_type), [0.0] * len(_AMOUNTS))
+            left = {
+                name: type(getattr(row, name))(max(getattr(row, name) - amount, 0))
+                for name, amount in zip(_AMOUNTS, taken, strict=True)
+            }
+            if any(left.values()):
+                rest.append(msgspec.structs.replace(row, **left))
+        return rest
+
+
+_AMOUNTS: Final = PoolTotals.__struct_fields__[3:]
+
+
 class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
     """What there was at one time, added up over all that a series is about."""
 
@@ -117,8 +151,8 @@ class TrendSeries(msgspec.Struct, frozen=True, kw_only=True):
     points: list[TrendPoint]
 
 
-class TrendBy(StrEnum):
-    """What series are made of."""
+class TotalsBy(StrEnum):
+    """What totals are broken down by."""
 
     POOL_NAME = "pool_name"
     GPU_TYPE = "gpu_type"
@@ -128,7 +162,7 @@ class TrendQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which totals over which time; `by` None: one series of all that match."""
 
     hours: float = 24.0
-    by: TrendBy | None = None
+    by: TotalsBy | None = None
     agent_type: str | None = None
     pool_name: str | None = None
     gpu_type: GpuType | None = None

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, delete, func, select
 
-from app.models.insight import PoolTotals, TrendPoint, TrendQuery, TrendSeries
+from app.models.insight import PoolTotals, TotalsBy, TrendPoint, TrendQuery, TrendSeries
 from app.record.bulk import Bulk, Row
 from app.record.connect import Database
 from app.record.fold import slot_of
@@ -62,6 +62,9 @@ class RecordedTotals:
                 return []
             conditions.append((_totals.slot_ms % every_ms == 0) | (_totals.slot_ms == newest))
             series = {"": TrendSeries(name="", points=[])}
+            if query.by is TotalsBy.POOL_NAME:
+                # What the sampler adds up of pools beyond the largest has no name.
+                conditions.append(_totals.pool_name != "")
             for name in names:
                 largest = await connection.scalars(
                     select(name)

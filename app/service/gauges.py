@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from app.service.ports import FleetInsight, HealthIndex
 
 _MOST_POOLS: Final = 50
-"""Pools beyond the largest ones share the label "other": their number has no bound."""
+"""Pools beyond the largest ones share the label "other": their number has no bound. The sums hold all the same."""
 
 _OTHER: Final = "other"
 _GIB: Final = 2**30
@@ -45,7 +45,8 @@ class Gauges:
         try:
             async with asyncio.timeout(self._timeout_s):
                 health = await self._health.health()
-                rows, _ = await self._insight.summary(limit=10 * _MOST_POOLS)
+                named, _ = await self._insight.summary(limit=_MOST_POOLS)
+                overall = await self._insight.overall()
         except (UnavailableError, TimeoutError):
             # Old figures that look like new ones would hide the outage.
             for gauge in (AGENTS, VRAM_BYTES, CORES, BACKLOG_ENTRIES, BACKLOG_AGE_SECONDS, GROUP_WORKERS):
@@ -54,7 +55,7 @@ class Gauges:
             return
         INDEX_UP.set(1)
         _set_health(health)
-        _set_totals(rows)
+        _set_totals([*named, *overall.beyond(named)])
 
 
 def _set_health(health: IndexHealth) -> None:
@@ -73,15 +74,8 @@ def _set_health(health: IndexHealth) -> None:
 def _set_totals(rows: list[PoolTotals]) -> None:
     for gauge in (AGENTS, VRAM_BYTES, CORES):
         gauge.clear()
-    named: set[tuple[str, str]] = set()
     for row in rows:
-        pool = row.pool_name
-        if (row.agent_type, pool) not in named:
-            if len(named) == _MOST_POOLS:
-                pool = _OTHER
-            else:
-                named.add((row.agent_type, pool))
-        labels = {"agent_type": row.agent_type, "pool": pool, "gpu_type": row.gpu_type.value}
+        labels = {"agent_type": row.agent_type, "pool": row.pool_name or _OTHER, "gpu_type": row.gpu_type.value}
         for status in ("online", "busy", "offline", "cordoned", "placeable"):
             AGENTS.labels(**labels, status=status).inc(getattr(row, status))
         VRAM_BYTES.labels(**labels, kind="free").inc(row.gpu_vram_available_gb * _GIB)

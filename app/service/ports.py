@@ -16,7 +16,7 @@ from app.models.fleet import FleetPage
 from app.models.health import IndexHealth
 from app.models.heartbeat import Heartbeat
 from app.models.identity import AgentId, StreamId
-from app.models.insight import Candidate, Explanation, Fit, PoolTotals, TrendQuery, TrendSeries
+from app.models.insight import Candidate, Explanation, Fit, Overall, PoolTotals, TrendQuery, TrendSeries
 from app.models.log import Gap, LogEntry
 from app.models.plan import Plan, PlanId, Task, TaskId, TaskStatus
 
@@ -106,6 +106,10 @@ class FleetInsight(Protocol):
 
         `limit` counts pools, not rows.
         """
+        ...
+
+    async def overall(self, *, agent_type: str | None = None) -> Overall:
+        """Totals by type and GPU type at one moment, over all pools, at a price that does not grow with them."""
         ...
 
 

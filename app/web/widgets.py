@@ -175,14 +175,17 @@ def fit(found: Fit, *, vram_gb: float, cores: int, pool: str | None) -> Figures:
     )
 
 
-def pools(rows: Iterable[PoolTotals]) -> Figures:
+def pools(rows: Iterable[PoolTotals], beyond: Iterable[PoolTotals] = ()) -> Figures:
+    """Args: beyond: what pools that are not listed add up to; it counts in the sums."""
     by_name: dict[str, dict[str, Any]] = {}
     for row in rows:
         pool = by_name.setdefault(row.pool_name, {"pool": row.pool_name, **dict.fromkeys(_SUMMED, 0)})
         for name, value in zip(_SUMMED, _summed(row), strict=True):
             pool[name] += value
     largest = sorted(by_name.values(), key=lambda pool: (-pool["vram_total_gb"], -pool["online"], pool["pool"]))
-    free, total = (sum(pool[name] for pool in largest) for name in ("vram_free_gb", "vram_total_gb"))
+    others = tuple(beyond)
+    free = sum(pool["vram_free_gb"] for pool in largest) + sum(row.gpu_vram_available_gb for row in others)
+    total = sum(pool["vram_total_gb"] for pool in largest) + sum(row.gpu_vram_total_gb for row in others)
     shown = [
         Bar(pool["pool"], pool["vram_free_gb"], pool["vram_total_gb"], f"{gigabytes(pool['vram_free_gb'])} free")
         for pool in largest[:_SHOWN_POOLS]

@@ -40,7 +40,8 @@ def new_agents(house: Headroom, pool: str, *sizes: tuple[float, int], **fields: 
         house,
         *(report(one, vram=v, cores=c, pool_name=pool, **fields) for one, (v, c) in zip(ids, sizes, strict=True)),
     )
-    wait_until(lambda: len(found(house, pool)) >= len(sizes), what="the agents")
+    agent_type = fields.get("agent_type", "desktop")
+    wait_until(lambda: len(found(house, pool, agent_type)) >= len(sizes), what="the agents")
     return ids
 
 
@@ -51,8 +52,9 @@ def send(house: Headroom, *heartbeats: dict[str, Any]) -> None:
         )
 
 
-def found(house: Headroom, pool: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = house.get("/api/v1/agents/available-capacity", pool_name=pool).json()
+def found(house: Headroom, pool: str, agent_type: str = "desktop") -> list[dict[str, Any]]:
+    query = {"pool_name": pool, "agent_type": agent_type}
+    rows: list[dict[str, Any]] = house.get("/api/v1/agents/available-capacity", **query).json()
     return rows
 
 
@@ -63,8 +65,10 @@ def drawn(page: Page) -> str:
 
 
 def test_sliders_filter_map_and_list_while_they_are_dragged(house: Headroom, open_page: Open) -> None:
-    small, middle, large = new_agents(house, "sliders", (4.0, 2), (16.0, 8), (48.0, 32))
-    page = open_page("/?pool=sliders")
+    # Of a type of their own: the sliders go as far as the largest agent of the type does.
+    sizes = (4.0, 2), (16.0, 8), (48.0, 32)
+    small, middle, large = new_agents(house, "sliders", *sizes, agent_type="sliders")
+    page = open_page("/?pool=sliders&type=sliders")
     until_live(page)
     rows = page.locator("#list tr")
     expect(rows).to_have_count(3)

@@ -19,6 +19,7 @@ from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId
+from app.models.insight import Overall
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, index_settings, opened_index
 from tests.servers import ValkeyServer
@@ -234,7 +235,13 @@ async def check_fit(index: Index, query: CapacityQuery, placeable: list[Machine]
 
 
 async def check_summary(index: Index, fleet: list[Machine]) -> None:
+    overall = await index.insight.overall()
+    assert sum(row.placeable for row in overall.rows) == sum(one.placeable for one in fleet)
+    assert sum(row.gpu_vram_available_gb for row in overall.rows) == sum(
+        one.vram for one in fleet if one.placeable
+    )
     rows, rest = await index.insight.summary(limit=100)
+    assert overall.beyond(rows) == []
     assert rest is None
     assert {(row.pool_name, row.gpu_type) for row in rows} == {(one.pool_name, one.gpu_type) for one in fleet}
     for row in rows:
@@ -268,3 +275,34 @@ async def test_a_summary_of_many_pools_comes_in_pages_largest_pools_first(redis_
         assert sum(row.placeable for row in whole) == len(names)
         first = [row.placeable for row in whole if row.agent_type == "type-0"]
         assert first == sorted(first, reverse=True)
+        overall = await index.insight.overall()
+        assert overall.pools == len(whole)
+        assert sum(row.placeable for row in overall.rows) == len(names)
+        assert {row.agent_type for row in overall.rows} == {"type-0", "type-1"}
+        assert overall.beyond(whole) == []
+        assert sum(row.placeable for row in overall.beyond(whole[:9])) == sum(row.placeable for row in whole[9:])
+        assert {row.agent_type for row in (await index.insight.overall(agent_type="type-1")).rows} == {"type-1"}
+        assert await index.insight.overall(agent_type="nobody") == Overall(rows=[], pools=0)
+
+
+async def test_one_pool_of_many_types_comes_in_pages_too(redis_url: str) -> None:
+    async with opened_index(index_settings(redis_url)) as index:
+        metrics = ResourceMetrics(gpu_vram_available_gb=1.0, cpu_cores_available=2)
+        fleet = [
+            Heartbeat(
+                agent_id=agent_id(n),
+                pool_name="mine" if n % 3 else "other",
+                agent_type=f"type-{n:02}",
+                resource_metrics=metrics,
+            )
+            for n in range(30)
+        ]
+        await index.log.append(fleet)
+        await apply_everything(index)
+        found: list[str] = []
+        after: str | None = None
+        while found == [] or after is not None:
+            page, after = await index.insight.summary(pool_name="mine", limit=3, after=after)
+            assert {row.pool_name for row in page} <= {"mine"}
+            found += [row.agent_type for row in page]
+        assert found == [f"type-{n:02}" for n in range(30) if n % 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.models.capacity import GpuType
-from app.models.insight import PoolTotals, TrendBy, TrendQuery
+from app.models.insight import PoolTotals, TotalsBy, TrendQuery
 from app.record import Record
 from tests.logs import START_MS
 
@@ -51,12 +51,19 @@ async def test_series_by_pool_and_gpu_type_largest_first(record: Record) -> None
         ]
         await record.totals.keep(rows, at_ms=START_MS + step * SLOT_MS)
     until_ms = START_MS + 3 * SLOT_MS
-    by_pool = await trend(record, until_ms, by=TrendBy.POOL_NAME)
+    by_pool = await trend(record, until_ms, by=TotalsBy.POOL_NAME)
     assert by_pool == {"large": [15.0, 16.0, 17.0], "small": [1.0, 2.0, 3.0]}
     assert list(by_pool) == ["large", "small"]
-    assert await trend(record, until_ms, by=TrendBy.GPU_TYPE) == {"nvidia": [11.0, 13.0, 15.0], "amd": [5.0] * 3}
+    assert await trend(record, until_ms, by=TotalsBy.GPU_TYPE) == {"nvidia": [11.0, 13.0, 15.0], "amd": [5.0] * 3}
     assert await trend(record, until_ms, pool_name="small") == {"": [1.0, 2.0, 3.0]}
     assert await trend(record, until_ms, agent_type="infra") == {}
+
+
+async def test_pools_without_a_name_of_their_own_count_in_sums_and_make_no_series(record: Record) -> None:
+    await record.totals.keep([totals("large", vram=10.0), totals("", vram=100.0)], at_ms=START_MS)
+    assert await trend(record, START_MS) == {"": [110.0]}
+    assert await trend(record, START_MS, by=TotalsBy.GPU_TYPE) == {"nvidia": [110.0]}
+    assert await trend(record, START_MS, by=TotalsBy.POOL_NAME) == {"large": [10.0]}
 
 
 async def test_a_long_time_comes_in_few_points_with_the_newest(record: Record) -> None:

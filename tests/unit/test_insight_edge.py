@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import IndexRebuildingError
 from app.models.capacity import CapacityQuery, GpuType
-from app.models.insight import Explanation, Fit, Hidden, Miss, PoolTotals
+from app.models.insight import Explanation, Fit, Hidden, Miss, Overall, PoolTotals
 from tests.indexing import agent_id
 from tests.mock_ports import Ports
 
@@ -77,16 +77,32 @@ async def test_reasons_are_told_with_the_nearest_misses(ports: Ports) -> None:
 async def test_totals_are_told_page_by_page(ports: Ports) -> None:
     row = PoolTotals(agent_type="infra", pool_name="a", gpu_type=GpuType.NVIDIA, online=2, gpu_vram_total_gb=16.0)
     ports.insight.summary.return_value = ([row], "2")
+    ports.insight.overall.return_value = Overall(rows=[row], pools=4_711)
 
     response = await ports.call("GET", "/api/v1/capacity/summary?limit=2&agent_type=infra")
 
     assert response.json()[0]["gpu_vram_total_gb"] == 16.0
     assert response.headers["link"] == ('</api/v1/capacity/summary?limit=2&agent_type=infra&after=2>; rel="next"')
-    ports.insight.summary.assert_awaited_once_with(limit=2, agent_type="infra", after=None)
+    assert response.headers["x-total-count"] == "4711"
+    ports.insight.summary.assert_awaited_once_with(limit=2, agent_type="infra", pool_name=None, after=None)
+    ports.insight.overall.assert_awaited_once_with(agent_type="infra")
     ports.insight.summary.return_value = ([], None)
     response = await ports.call("GET", "/api/v1/capacity/summary?after=2")
     assert "link" not in response.headers
-    ports.insight.summary.assert_awaited_with(limit=100, after="2")
+    ports.insight.summary.assert_awaited_with(agent_type=None, pool_name=None, limit=100, after="2")
+    response = await ports.call("GET", "/api/v1/capacity/summary?pool_name=a")
+    assert "x-total-count" not in response.headers
+
+
+async def test_totals_over_all_pools_in_one_answer(ports: Ports) -> None:
+    row = PoolTotals(agent_type="infra", pool_name="", gpu_type=GpuType.NVIDIA, online=2, gpu_vram_total_gb=16.0)
+    ports.insight.overall.return_value = Overall(rows=[row], pools=4_711)
+
+    response = await ports.call("GET", "/api/v1/capacity/summary?by=gpu_type&agent_type=infra")
+
+    assert [(one["pool_name"], one["online"]) for one in response.json()] == [("", 2)]
+    ports.insight.overall.assert_awaited_once_with(agent_type="infra")
+    ports.insight.summary.assert_not_awaited()
 
 
 @pytest.mark.parametrize("call", ["explain", "fit", "summary"])
@@ -109,6 +125,7 @@ async def test_without_the_index_nobody_can_say(ports: Ports, call: str) -> None
         "summary?limit=0",
         "summary?after=x",
         "summary?pool=a",
+        "summary?by=agent_type",
     ],
 )
 async def test_what_these_calls_do_not_take(ports: Ports, target: str) -> None:

@@ -19,7 +19,10 @@ for _, agent_type in ipairs(types) do
     local size = redis.call('ZCARD', pools_key)
     local pools
     if ARGV[5] ~= '' then
-        pools = skip == 0 and redis.call('ZSCORE', pools_key, ARGV[5]) and {ARGV[5]} or {}
+        pools = redis.call('ZSCORE', pools_key, ARGV[5]) and {ARGV[5]} or {}
+        if pools[1] and skip > 0 then
+            pools, skip = {}, skip - 1
+        end
     elseif skip >= size then
         pools, skip = {}, skip - size
     else

@@ -208,6 +208,7 @@ function pools() {
     sums.set(agent.pool, sum);
   }
   const largest = [...sums.values()].sort((a, b) => b.vramTotal - a.vramTotal || b.agents - a.agents || (a.name < b.name ? -1 : 1)).slice(0, SHOWN_POOLS);
+  setText(byId("pools-shown"), largest.length < sums.size ? `${largest.length} of ${count(sums.size)}` : "");
   byId("pools").replaceChildren(...largest.map((pool) => {
     const day = [...line(trends?.series.get(pool.name), "vram"), [Date.now(), pool.vram]];
     return h("tr", {},

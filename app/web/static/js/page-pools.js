@@ -1,15 +1,20 @@
 // `/pools`: totals by pool and GPU type, with the last 24 hours.
 
-import { bar, byId, h, perFrame } from "./dom.js";
+import { bar, byId, h, perFrame, setText } from "./dom.js";
 import { chartPanel, sparkline } from "./chart.js";
 import { Feed } from "./feed.js";
 import { count, gb, percent } from "./format.js";
-import { call, showLink } from "./page.js";
+import { call, callPage, showLink } from "./page.js";
 import { line, loadTrend } from "./trend.js";
 
 const AMOUNTS = ["online", "busy", "offline", "cordoned", "placeable", "gpu_vram_available_gb", "gpu_vram_total_gb", "cpu_cores_available", "cpu_cores_physical"];
 
-let rows = [];
+const PAGE = 200;
+
+let rows = []; // of the pools that are listed
+let overall = []; // of all pools, by GPU type
+let pools = 0; // how many there are
+let pages = 1; // how many are listed
 let trends = null;
 
 function add(groups, key, row) {
@@ -28,7 +33,7 @@ function day(series, row, name) {
 
 function charts() {
   const all = new Map();
-  for (const row of rows) add(all, "", row);
+  for (const row of overall) add(all, "", row);
   const now = all.get("");
   if (!now || !trends) return;
   const { from, until, series } = trends.all;
@@ -44,9 +49,12 @@ function charts() {
 
 function tables() {
   byId("pools-empty").hidden = rows.length > 0;
-  const pools = new Map();
-  for (const row of rows) add(pools, row.pool_name, row);
-  const size = (row) => pools.get(row.pool_name).gpu_vram_total_gb;
+  const byName = new Map();
+  for (const row of rows) add(byName, row.pool_name, row);
+  const size = (row) => byName.get(row.pool_name).gpu_vram_total_gb;
+  const shown = new Set(rows.map((row) => JSON.stringify([row.agent_type, row.pool_name]))).size;
+  setText(byId("pools-shown"), shown < pools ? `${count(shown)} of ${count(pools)}` : "");
+  byId("pools-more").hidden = shown >= pools;
   const byPool = [...rows].sort((a, b) => size(b) - size(a) || (a.pool_name < b.pool_name ? -1 : a.pool_name > b.pool_name ? 1 : b.gpu_vram_total_gb - a.gpu_vram_total_gb || b.online - a.online));
   const drawn = new Set();
   byId("pools").replaceChildren(...byPool.map((row) => {
@@ -57,19 +65,32 @@ function tables() {
       h("td", { class: "name" }, h("a", { href: `/?${new URLSearchParams({ ...(row.agent_type !== "desktop" && { type: row.agent_type }), pool: row.pool_name })}` }, row.pool_name)),
       h("td", {}, row.agent_type), h("td", {}, row.gpu_type),
       ...["placeable", "online", "busy", "cordoned", "offline"].map((name) => h("td", { class: "num" }, count(row[name]))),
-      ...free(row), first ? day(trends?.pools.series, pools.get(row.pool_name), row.pool_name) : h("td"), ...cores(row));
+      ...free(row), first ? day(trends?.pools.series, byName.get(row.pool_name), row.pool_name) : h("td"), ...cores(row));
   }));
   const types = new Map();
-  for (const row of rows) add(types, row.gpu_type, row);
+  for (const row of overall) add(types, row.gpu_type, row);
   byId("gpu-types").replaceChildren(...[...types.values()].sort((a, b) => b.gpu_vram_total_gb - a.gpu_vram_total_gb).map((row) => h("tr", {},
     h("td", {}, row.gpu_type), h("td", { class: "num" }, count(row.placeable)), ...free(row), h("td", {}, bar(row.gpu_vram_available_gb, row.gpu_vram_total_gb)),
     day(trends?.types.series, row, row.gpu_type), ...cores(row))));
 }
 
 async function summary() {
-  rows = await call("/api/v1/capacity/summary?limit=1000");
+  const listed = [];
+  overall = await call("/api/v1/capacity/summary?by=gpu_type");
+  let next = `/api/v1/capacity/summary?limit=${PAGE}`;
+  for (let page = 0; page < pages && next; page += 1) {
+    const answer = await callPage(next);
+    listed.push(...answer.body);
+    [pools, next] = [answer.total, answer.next];
+  }
+  rows = listed;
   tables();
 }
+
+byId("pools-more").firstChild.addEventListener("click", () => {
+  pages += 1;
+  refresh();
+});
 
 async function loadTrends() {
   const [all, pools, types] = await Promise.all([loadTrend(""), loadTrend("pool_name"), loadTrend("gpu_type")]).catch(() => []);

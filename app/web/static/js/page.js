@@ -88,7 +88,10 @@ export function showLink(state, since_ms) {
 }
 
 // A call of the API; rejects with the problem's detail.
-export async function call(path, options = {}) {
+export const call = async (path, options) => (await callPage(path, options)).body;
+
+// The same with what its headers say: how many there are in all, and where the next page is, null at the end.
+export async function callPage(path, options = {}) {
   const response = await fetch(path, { cache: "no-store", ...options });
   const text = await response.text();
   const body = text ? JSON.parse(text) : null;
@@ -98,7 +101,8 @@ export async function call(path, options = {}) {
     error.code = body?.code;
     throw error;
   }
-  return body;
+  const next = /^<([^>]*)>; rel="next"$/.exec(response.headers.get("link") ?? "");
+  return { body, total: Number(response.headers.get("x-total-count") ?? NaN), next: next && next[1] };
 }
 
 // Asks again and again while the page is looked at: `every_s` apart, further while there is no answer.
