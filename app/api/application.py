@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.edge import Edge
@@ -28,6 +30,14 @@ class _Api(FastAPI):
         return self.openapi_schema
 
 
+class _BareRoute(APIRoute):
+    """Hands the request to the handler as it is: parameters and bodies are read there, once."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
 def build_api(lifespan: Lifespan) -> FastAPI:
     """Args: lifespan: yields the state with the wiring, and closes what it opened."""
     app = _Api(
@@ -39,6 +49,7 @@ def build_api(lifespan: Lifespan) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.router.route_class = _BareRoute
     # Added to the app itself, not by way of routers, which would cost a second matching per request.
     for operation in OPERATIONS:
         app.add_api_route(

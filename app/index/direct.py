@@ -6,25 +6,22 @@ redis-py's client and pool stay out of the way: they cost as much time as the ne
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-import redis.asyncio as aredis
 from redis import Connection, ConnectionPool
 from redis import exceptions as redis_errors
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from app.errors import HeadroomError, IndexUnavailableError
+from app.errors import HeadroomError
 from app.index import changes
 from app.index.clock import IndexClock, ServerClock
 from app.index.insight import Insights
 from app.index.keys import Keys
+from app.index.links import FAULTS, AsyncLinks, Conversation, options
 from app.index.lookup import Lookups
 from app.index.packing import packing
 from app.index.session import Commands, Session, domain_error, skip
@@ -34,10 +31,6 @@ from app.models.identity import AgentId, StreamId
 from app.models.insight import Explanation, Fit, PoolTotals
 
 T = TypeVar("T")
-
-Conversation = Callable[[Session], Commands[T]]
-
-_FAULTS: Final = (redis_errors.RedisError, OSError)
 
 
 class _Link:
@@ -73,8 +66,8 @@ class DirectIndex:
 
     def __init__(self, url: str, *, timeout_s: float, clock: IndexClock | None = None) -> None:
         pool = ConnectionPool.from_url(url)
-        self._connection_class = pool.connection_class
-        self._options = pool.connection_kwargs | _options(timeout_s)
+        self._connection_class = packing(pool.connection_class)
+        self._options = pool.connection_kwargs | options(timeout_s)
         self._clock = ServerClock() if clock is None else clock
         self._timeout_s = timeout_s
         self._keys = Keys()
@@ -86,10 +79,8 @@ class DirectIndex:
         self._idle: deque[_Link] = deque()
 
     def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        steps = self._lookups.find
-        if with_total:
-            return self._run(lambda session: session.run(steps(query, with_total=True)))
-        return self._run(lambda session: session.find(query, steps(query, with_total=False)))
+        steps = partial(self._lookups.find, with_total=with_total)
+        return self._run(lambda session: session.find(query, steps(query), with_total=with_total))
 
     def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         """As `find`; an answer without agents is given only after `wait_s`."""
@@ -150,13 +141,13 @@ class DirectIndex:
             # The server restarted, or cut an idle connection; the others are as old. Lookups may be repeated.
             self._drop_idle()
             return self._run_anew(conversation)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise domain_error(error) from error
 
     def _run_anew(self, conversation: Conversation[T]) -> T:
         try:
             return self._run_on(_Link(self._connection_class(**self._options), self._clock), conversation)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise domain_error(error) from error
 
     def _run_on(self, link: _Link, conversation: Conversation[T]) -> T:
@@ -188,119 +179,6 @@ class DirectIndex:
             link.connection.disconnect()
 
 
-class _AsyncLink:
-    """One asyncio connection with what it knows of its server."""
-
-    def __init__(self, connection: aredis.connection.AbstractConnection, clock: IndexClock) -> None:
-        self.connection: Any = connection
-        self.session = Session(Keys(), clock)
-
-    async def run(self, commands: Commands[T], timeout_s: float) -> T:
-        connection = self.connection
-        try:
-            batch = next(commands)
-            while True:
-                replies, refused = [], None
-                async with asyncio.timeout(timeout_s):
-                    await connection.send_packed_command(connection.pack_commands(batch))
-                    for _ in batch:
-                        try:
-                            replies.append(await connection.read_response())
-                        except redis_errors.ResponseError as error:
-                            refused = refused or error
-                batch = commands.throw(refused) if refused else commands.send(replies)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-class AsyncLinks:
-    """The asyncio connections of one process to one server; each conversation has one to itself.
-
-    Args:
-        url: of the server.
-        timeout_s: longest wait for one round trip, and for a connection when all are taken.
-        clock: that lookups count with.
-        most: connections at a time; None for as many as there are conversations.
-        purpose: shows in CLIENT LIST as `headroom-<purpose>`.
-    """
-
-    def __init__(
-        self, url: str, *, timeout_s: float, clock: IndexClock, most: int | None = None, purpose: str = "client"
-    ) -> None:
-        pool = aredis.ConnectionPool.from_url(url)
-        self._connection_class = packing(pool.connection_class)
-        # The timeouts of redis-py cost a task a call; one around each round trip does.
-        self._options = pool.connection_kwargs | _options(None, purpose)
-        self._timeout_s = timeout_s
-        self._clock = clock
-        self._places = None if most is None else asyncio.Semaphore(most)
-        self._closed = False
-        self._idle: list[_AsyncLink] = []
-
-    async def run(self, conversation: Conversation[T]) -> T:
-        """Raises IndexUnavailableError or IndexRebuildingError; may hold the conversation a second time."""
-        if self._places is None:
-            return await self._run(conversation)
-        if self._places.locked():
-            try:
-                await asyncio.wait_for(self._places.acquire(), self._timeout_s)
-            except TimeoutError as error:
-                raise IndexUnavailableError("All connections to the capacity index are taken") from error
-        else:
-            await self._places.acquire()
-        try:
-            return await self._run(conversation)
-        finally:
-            self._places.release()
-
-    async def close(self) -> None:
-        self._closed = True
-        await self._drop_idle()
-
-    async def _run(self, conversation: Conversation[T]) -> T:
-        if not self._idle:
-            return await self._run_anew(conversation)
-        try:
-            return await self._run_on(self._idle.pop(), conversation)
-        except redis_errors.ConnectionError:
-            # As in DirectIndex.
-            await self._drop_idle()
-            return await self._run_anew(conversation)
-        except _FAULTS as error:
-            raise domain_error(error) from error
-
-    async def _run_anew(self, conversation: Conversation[T]) -> T:
-        try:
-            return await self._run_on(
-                _AsyncLink(self._connection_class(**self._options), self._clock), conversation
-            )
-        except _FAULTS as error:
-            raise domain_error(error) from error
-
-    async def _run_on(self, link: _AsyncLink, conversation: Conversation[T]) -> T:
-        try:
-            answer = await link.run(conversation(link.session), self._timeout_s)
-        except HeadroomError:
-            await self._give_back(link)
-            raise
-        except BaseException:
-            # As in DirectIndex; a cancelled call leaves its reply behind just as well.
-            await link.connection.disconnect(nowait=True)
-            raise
-        await self._give_back(link)
-        return answer
-
-    async def _give_back(self, link: _AsyncLink) -> None:
-        self._idle.append(link)
-        if self._closed:
-            await self._drop_idle()
-
-    async def _drop_idle(self) -> None:
-        while self._idle:
-            await self._idle.pop().connection.disconnect(nowait=True)
-
-
 class AsyncDirectIndex:
     """Lookups on one shard for one event loop. Tasks may share it: each call takes a connection of its own."""
 
@@ -313,10 +191,8 @@ class AsyncDirectIndex:
         self._insights = Insights(self._keys, self._lookups)
 
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        steps = self._lookups.find
-        if with_total:
-            return await self._links.run(lambda session: session.run(steps(query, with_total=True)))
-        return await self._links.run(lambda session: session.find(query, steps(query, with_total=False)))
+        steps = partial(self._lookups.find, with_total=with_total)
+        return await self._links.run(lambda session: session.find(query, steps(query), with_total=with_total))
 
     async def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         deadline = time.monotonic() + wait_s
@@ -362,15 +238,3 @@ class AsyncDirectIndex:
 
     async def close(self) -> None:
         await self._links.close()
-
-
-def _options(timeout_s: float | None, purpose: str = "client") -> dict[str, Any]:
-    """What every connection of a planner is like, whatever its URL says."""
-    return {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),
-        "client_name": f"headroom-{purpose}",
-        "decode_responses": False,
-        "protocol": 2,
-    }

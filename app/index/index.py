@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aredis
@@ -10,10 +11,10 @@ import redis.asyncio as aredis
 from app.errors import IndexRebuildingError
 from app.index.clock import IndexClock
 from app.index.connect import unavailable
-from app.index.direct import AsyncLinks
 from app.index.epoch import EpochGuard
 from app.index.execute import run
 from app.index.keys import Keys
+from app.index.links import AsyncLinks
 from app.index.lookup import Lookups, Steps, Trusting
 from app.index.placement import encode_cordon, expires_argument
 from app.index.scripts import Call, load
@@ -53,7 +54,10 @@ class RedisIndex:
         self.lookups = Lookups(keys, clock, offline_after_ms=round(offline_after_s * 1000), skip=_skip)
 
     async def find(self, query: CapacityQuery) -> CapacityPage:
-        return await self.run(lambda: self.lookups.find(query, with_total=query.counted))
+        steps = partial(self.lookups.find, query, with_total=query.counted)
+        if self._links is None:
+            return await self._run(steps())
+        return await self._links.run(lambda session: session.find(query, steps(), with_total=query.counted))
 
     async def get(self, agent_id: AgentId) -> AgentCapacity | None:
         return await self.run(lambda: self.lookups.get(agent_id))

@@ -13,7 +13,6 @@ import redis.asyncio as aredis
 from app.index.audit import IndexAudit
 from app.index.clock import IndexClock, ServerClock
 from app.index.connect import connect, connect_reader, on_connect, server_run_id
-from app.index.direct import AsyncLinks
 from app.index.epoch import EpochGuard
 from app.index.feed import RedisFeed
 from app.index.fleet import RedisFleet
@@ -21,6 +20,7 @@ from app.index.health import RedisHealth
 from app.index.index import RedisIndex
 from app.index.insight import Insights, RedisInsight
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
+from app.index.links import AsyncLinks
 from app.index.requirements import refuse_unfit_server
 from app.index.states import IndexStates
 from app.index.stream import GroupReader, HeartbeatStream, StreamUpkeep

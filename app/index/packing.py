@@ -1,15 +1,16 @@
-"""Writes commands with hiredis: redis-py's asyncio connections do it in Python, a microsecond an argument."""
+"""Writes commands with hiredis: redis-py's connections do much of it in Python, a microsecond an argument."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
+
+T = TypeVar("T")
 
 
-class _Packing(AbstractConnection):
+class _Packing:
     def pack_command(self, *args: Any) -> list[bytes]:
         return [_packed(args)]
 
@@ -17,8 +18,8 @@ class _Packing(AbstractConnection):
         return [b"".join(_packed(tuple(command)) for command in commands)]
 
 
-def packing(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The same kind of connection, writing faster."""
+def packing(connection_class: type[T]) -> type[T]:
+    """The same kind of connection, blocking or not, writing faster."""
     return type(connection_class.__name__, (_Packing, connection_class), {})
 
 

@@ -44,9 +44,13 @@ class Session:
         self._run_id: str | None = None
         self._epoch: str | None = None
 
-    def find(self, query: CapacityQuery, steps: Steps[CapacityPage]) -> Commands[CapacityPage]:
+    def find(
+        self, query: CapacityQuery, steps: Steps[CapacityPage], *, with_total: bool = False
+    ) -> Commands[CapacityPage]:
         """By the shortcut where it knows the answer, else by the steps. Raises what `run` raises."""
-        batch = shortcut.commands(self._keys, query) if self._shortcut and self._epoch is not None else None
+        batch: Batch | None = None
+        if self._shortcut and self._epoch is not None:
+            batch = shortcut.commands(self._keys, query, with_total=with_total)
         if batch is not None:
             try:
                 replies = yield batch

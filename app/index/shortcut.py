@@ -28,7 +28,7 @@ _END: Final = ("EXEC",)
 Batch = list[tuple[Argument, ...]]
 
 
-def commands(keys: Keys, query: CapacityQuery) -> Batch | None:
+def commands(keys: Keys, query: CapacityQuery, *, with_total: bool = False) -> Batch | None:
     """What to send, or None for a search that is not common: many sets, a filter, a large limit."""
     if not query.counted or query.after is not None or query.limit >= SLICE:
         return None
@@ -36,16 +36,19 @@ def commands(keys: Keys, query: CapacityQuery) -> Batch | None:
     if len(names) > _MOST_SETS:
         return None
     agents = keys.agent("*")
+    sets = [keys.vram_by_cores(query.agent_type, name, query.pool_name) for name in names]
     batch: Batch = [
         # A set in descending order, by rank. One row more than wanted tells whether there is more.
-        ("SORT_RO", keys.vram_by_cores(query.agent_type, name, query.pool_name), "BY", "nosort", "DESC",
+        ("SORT_RO", key, "BY", "nosort", "DESC",
          "LIMIT", 0, query.limit + 1, "GET", "#", "GET", f"{agents}->seen", "GET", f"{agents}->document")
-        for name in names
+        for key in sets
     ]  # fmt: skip
+    if with_total:
+        batch += [("ZCOUNT", key, repr(query.min_gpu_vram_gb), "+inf") for key in sets]
     # The epoch last: if it is still the trusted one, what was read before it was whole.
     batch += [("MGET", keys.epoch, keys.offline_after), ("TIME",)]
     # An agent must not move from one set to another in between. Alone, a command is atomic by itself.
-    return batch if len(names) == 1 else [_BEGIN, *batch, _END]
+    return batch if len(sets) == 1 else [_BEGIN, *batch, _END]
 
 
 def read(query: CapacityQuery, replies: list[Any], *, epoch: str, now_ms: int | None) -> CapacityPage | None:
@@ -66,6 +69,7 @@ def read(query: CapacityQuery, replies: list[Any], *, epoch: str, now_ms: int | 
             if isinstance(reply, ResponseError):
                 raise reply
     *sets, (found_epoch, offline_after), time = replies
+    counts = [sets.pop() for reply in replies if isinstance(reply, int)]
     if found_epoch != epoch.encode() or offline_after is None:
         return None
     newest = int(time[0]) * 1000 + int(time[1]) // 1000 if now_ms is None else now_ms
@@ -81,7 +85,9 @@ def read(query: CapacityQuery, replies: list[Any], *, epoch: str, now_ms: int | 
     if not all(oldest <= seen_ms <= newest for _, _, seen_ms, _ in rows):
         return None
     agents = [row_of(AgentId(row[1]), query.agent_type, row[3], row[2]) for row in rows]
-    return CapacityPage(agents=agents, more=more)
+    # A single set is counted after it was read: somebody may have gone in between.
+    total = max(sum(counts), len(agents) + more) if counts else None
+    return CapacityPage(agents=agents, more=more, total=total)
 
 
 def _fitting(found: list[Any], min_vram_gb: float) -> list[tuple[float, str, int, Document]]:
