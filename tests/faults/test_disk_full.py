@@ -10,16 +10,14 @@ from tests.servers import PostgresServer, start_valkey
 
 INDEX_ONLY = frozenset({"index"})
 _FILL = """
-    DO $$ BEGIN
-        ALTER TABLE agent_registry ALTER hostname SET STORAGE PLAIN;
-        CREATE TEMP TABLE filler AS SELECT * FROM agent_registry LIMIT 1;
-        ALTER TABLE filler ALTER hostname SET STORAGE PLAIN;
-        UPDATE filler SET hostname = repeat('x', 7400), forgotten_at = now();
-        FOR page IN 1..2300 LOOP
-            UPDATE filler SET agent_id = gen_random_uuid();
-            INSERT INTO agent_registry SELECT * FROM filler;
-        END LOOP;
-    END $$
+    ALTER TABLE agent_registry ALTER hostname SET STORAGE PLAIN;
+    CREATE TEMP TABLE filler AS SELECT * FROM agent_registry LIMIT 1;
+    ALTER TABLE filler ALTER hostname SET STORAGE PLAIN;
+    UPDATE filler SET hostname = repeat('x', 7400), forgotten_at = now();
+    INSERT INTO agent_registry
+        SELECT tombstone.*
+        FROM filler, generate_series(1, 2300) AS page,
+            jsonb_populate_record(filler, jsonb_build_object('agent_id', md5(page::text)::uuid)) AS tombstone
 """
 """One tombstone fills a page of the registry, and all of them more than a file of Postgres's write-ahead log: the
 limit that stops the one leaves the other alone."""

@@ -124,12 +124,12 @@ def api_connections(house: House) -> int:
 
 
 def test_row_27_reply_to_commit_lost(build: Build, row: Row) -> None:
-    """The replies to eight COMMITs of the recorder are lost."""
+    """The replies to five COMMITs of the recorder are lost."""
     house = build()
     house.fleet.start()
-    house.postgres.lose_replies_to(b"COMMIT", times=8)
-    house.until(lambda: house.postgres.lost == 8, what="eight lost replies", timeout_s=60)
+    house.postgres.lose_replies_to(b"COMMIT", times=5)
+    house.until(lambda: house.postgres.lost == 5, what="five lost replies", timeout_s=60)
     settled_s = house.check(heal=False)
     row.require_answers(sources=frozenset({"index"}))
     assert house.sql("SELECT count(*) FROM agent_events") == [(len(house.fleet.ids),)]
-    row.saw(f"8 batches committed again without effect, quiet after {settled_s:.1f} s")
+    row.saw(f"5 batches committed again without effect, quiet after {settled_s:.1f} s")
