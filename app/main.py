@@ -16,6 +16,7 @@ from app.record import open_record
 from app.service.clock import SystemClock
 from app.service.receiving import ReceiverBeat
 from app.settings import Settings
+from workers.clock_watch import ClockWatch
 from workers.runner import Loop, running
 from workers.startup import refuse_unfit_stores
 
@@ -59,7 +60,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
             wired = wire(settings, ports)
             app.state.drain = wired.drain
             beat = ReceiverBeat(index.upkeep, consumer_name())
-            loops: Sequence[Loop] = [beat, wired.hub, wired.waiting, wired.planner]
+            loops: Sequence[Loop] = [beat, ClockWatch(index.upkeep), wired.hub, wired.waiting, wired.planner]
             await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
             yield {"wiring": wired}
 

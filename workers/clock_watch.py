@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from app.index.lookup import SWEEP_SLICE
 from app.index.upkeep import JUMP_TOLERANCE_MS
 from app.telemetry import CLOCK_JUMPS, logger
 
@@ -16,7 +17,8 @@ _log = logger(__name__)
 class ClockWatch:
     """One round: has the distance between both clocks changed since the round before?
 
-    Runs in every ingest and reaper process: the sooner a jump is known, the fewer lookups judge by a wrong time.
+    Runs in every API, ingest and reaper process: the sooner a jump is known, the fewer lookups judge by a wrong
+    time. Whom they took out meanwhile the first to notice puts back.
     """
 
     name = "clock-watch"
@@ -42,3 +44,5 @@ class ClockWatch:
         if await self._upkeep.note_jump(shift_ms):
             CLOCK_JUMPS.inc()
             _log.error("Redis's clock was set", shift_s=round(shift_ms / 1000, 1))
+            while await self._upkeep.readmit(shift_ms) == SWEEP_SLICE:
+                pass

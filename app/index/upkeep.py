@@ -40,6 +40,9 @@ BRAKED_FLEET: Final = 100
 BRAKE_SHARE: Final = 600
 """The brake lets one in this many through at a time: at a sweep a second, ten minutes for a whole fleet."""
 
+RECEIVING_GAP_MS: Final = 15_000
+"""Longest pause between two signs of life of those who take heartbeats in; they give one every 5 s."""
+
 JUMP_TOLERANCE_MS: Final = 2_000
 """How far the server's clock may drift from a steady one between two looks without having been set."""
 
@@ -101,8 +104,10 @@ class Upkeep:
             )
 
     async def declare(self) -> Declared:
-        """Declares one slice of the agents taken out offline, unless there is a grace; few under the brake."""
-        call = self._call("declare", SWEEP_SLICE, BRAKED_FLEET, BRAKE_SHARE)
+        """Declares one slice of the agents taken out offline; few under the brake, none during a grace or while
+        nobody takes heartbeats in.
+        """
+        call = self._call("declare", SWEEP_SLICE, BRAKED_FLEET, BRAKE_SHARE, RECEIVING_GAP_MS)
         with unavailable():
             agents, more, braked = await run(self._client, call)
         return Declared(agents=agents, more=bool(more), braked=bool(braked))
@@ -160,6 +165,14 @@ class Upkeep:
             call = self._call("jump", shift_ms, self._offline_after_ms, JUMP_TOLERANCE_MS)
             return bool(await run(self._client, call))
 
+    async def readmit(self, shift_ms: int) -> int:
+        """Puts back one slice of those taken out between a jump of the clock and its note; SWEEP_SLICE: maybe
+        more.
+        """
+        with unavailable():
+            call = self._call("readmit", shift_ms, self._offline_after_ms, SWEEP_SLICE)
+            return int(await run(self._client, call))
+
     async def receive(self, receiver: str, *, gap_s: float) -> bool:
         """A receiver is there; returns whether none had been for `gap_s`, which begins a grace."""
         with unavailable():
@@ -201,7 +214,7 @@ class Upkeep:
     async def restore(self, states: Sequence[RecordedState]) -> int:
         """Puts recorded agents back where the index knows nothing newer; returns how many."""
         calls = [
-            self._call("restore", *(a for one in part for a in restore_arguments(one)))
+            self._call("restore", self._offline_after_ms, *(a for one in part for a in restore_arguments(one)))
             for part in _slices(states, APPLY_SLICE)
         ]
         if not calls:

@@ -333,6 +333,83 @@ async def test_there_and_back_within_the_grace_changes_nothing(index: Index, clo
     assert await found(index) == []
 
 
+@pytest.mark.parametrize("shift", [3600, 120, -120, -3600])
+async def test_who_was_taken_out_before_a_jump_was_noticed_is_put_back(
+    index: Index, clock: ManualClock, shift: float
+) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await reaper(index).sweep() == 1
+    await report(index, 2)
+    clock.advance(OFFLINE_AFTER_S - 5)
+    await report(index, *range(3, 30))
+    await index.upkeep.receive("api", gap_s=15)
+    await watch.look()
+    clock.jump(shift)
+    assert await reaper(index).sweep() == 0
+    assert await found(index) == []
+    assert await index.capacity._client.zcard(index.keys.silent) == 28
+    await watch.look()
+    assert sorted(await found(index)) == [agent_id(n) for n in range(2, 30)]
+    await assert_index_consistent(index)
+    assert TransitionKind.OFFLINE not in [kind for who, kind, _ in await transitions(index) if who != agent_id(1)]
+
+
+@pytest.mark.parametrize("shift", [3600, -3600])
+async def test_a_jump_while_ingest_lags_takes_nobody_out(index: Index, clock: ManualClock, shift: float) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1, 2)
+    clock.jump(shift)
+    await watch.look()
+    for _ in range(5):
+        clock.advance(40)
+        await index.log.append([heartbeat(1), heartbeat(2)])
+        assert len(await found(index)) == 2
+        assert await reaper(index).sweep() == 0
+    await apply_everything(index)
+    assert len(await found(index)) == 2
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await found(index) == []
+
+
+async def test_who_was_silent_before_a_jump_stays_out(index: Index, clock: ManualClock) -> None:
+    watch = ClockWatch(index.upkeep)
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    await index.upkeep.receive("api", gap_s=15)
+    await index.upkeep.sweep()
+    await watch.look()
+    for shift in (3600, -3600, -3600):
+        clock.jump(shift)
+        await watch.look()
+        assert await found(index) == []
+        assert await index.capacity._client.zcard(index.keys.silent) == 1
+
+
+async def test_a_receiver_of_the_future_does_not_count(index: Index, clock: ManualClock) -> None:
+    await index.upkeep.receive("dead", gap_s=15)
+    clock.jump(-3600)
+    assert await index.upkeep.receive("api", gap_s=15)
+    assert await index.capacity._client.zrange(index.keys.receivers, 0, -1) == [b"api"]
+
+
+async def test_while_nobody_takes_heartbeats_in_nobody_is_declared_offline(
+    index: Index, clock: ManualClock
+) -> None:
+    await index.upkeep.receive("api-1", gap_s=15)
+    await report(index, 1)
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await reaper(index).sweep() == 0
+    assert await found(index) == []
+    await index.upkeep.receive("api-1", gap_s=15)
+    clock.advance(OFFLINE_AFTER_S)
+    await index.upkeep.receive("api-1", gap_s=OFFLINE_AFTER_S)
+    assert await reaper(index).sweep() == 1
+
+
 async def test_after_all_receivers_were_away_there_is_a_grace(index: Index, clock: ManualClock) -> None:
     await index.upkeep.receive("api-1", gap_s=15)
     await report(index, 1)
@@ -343,6 +420,7 @@ async def test_after_all_receivers_were_away_there_is_a_grace(index: Index, cloc
     clock.advance(10)
     assert not await index.upkeep.receive("api-1", gap_s=15)
     clock.advance(OFFLINE_AFTER_S)
+    await index.upkeep.receive("api-1", gap_s=OFFLINE_AFTER_S)
     assert await reaper(index).sweep() == 1
 
 

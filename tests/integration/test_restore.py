@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from app.models.agent import RecordedState, RegisteredAgent
 from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.cordon import Cordon
 from app.models.identity import StreamId
-from app.models.order import Order
+from app.models.order import Boot, Order
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 
@@ -32,9 +33,14 @@ async def index(redis_url: str, clock: ManualClock) -> AsyncIterator[Index]:
 
 
 def recorded(
-    number: int, last_id: StreamId, *, status: AgentStatus, cordon: Cordon | None = None
+    number: int,
+    last_id: StreamId,
+    *,
+    status: AgentStatus = AgentStatus.ONLINE,
+    cordon: Cordon | None = None,
+    boots: Sequence[Boot] = (),
 ) -> RecordedState:
-    """An agent that never sent any metrics."""
+    """An agent that never sent any metrics; the first of the boots is in force."""
     agent = RegisteredAgent(
         agent_id=agent_id(number),
         agent_type="desktop",
@@ -50,7 +56,8 @@ def recorded(
         cordon=cordon,
     )
     cordon_id = None if cordon is None else last_id
-    return RecordedState(agent=agent, order=Order(last_id=last_id), cordon=cordon, cordon_id=cordon_id)
+    order = Order(last_id=last_id, holder=boots[0] if boots else None, retired=tuple(boots[1:]))
+    return RecordedState(agent=agent, order=order, cordon=cordon, cordon_id=cordon_id)
 
 
 @pytest.mark.parametrize("status", AgentStatus)
@@ -88,4 +95,50 @@ async def test_an_agent_recorded_since_it_was_forgotten_comes_back_for_good(
     later = recorded(1, StreamId(clock.now_ms()), status=AgentStatus.ONLINE)
     assert await index.upkeep.restore([later]) == 1
     assert await index.capacity._client.pttl(index.keys.agent(agent_id(1))) == -1
+    await assert_index_consistent(index)
+
+
+async def order_of(index: Index, number: int) -> tuple[str, str, list[str]]:
+    """The boot in force, its seq, and the retired boots."""
+    client: Any = index.capacity._client
+    boot_id, seq, boots = await client.hmget(index.keys.agent(agent_id(number)), "boot_id", "seq", "boots")
+    return boot_id.decode(), seq.decode(), boots.decode().splitlines()
+
+
+async def report(index: Index, boot_id: str | None, seq: int | None) -> None:
+    if boot_id is None:
+        await index.log.append([heartbeat(1)])
+    else:
+        await index.log.append([heartbeat(1, boot_id=boot_id, seq=seq)])
+    await apply_everything(index)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ([("b", 7)], ("b", "7", ["3 a"])),
+        ([("c", 1)], ("c", "1", ["5 b", "3 a"])),
+        ([("c", 1), ("d", 1)], ("d", "1", ["1 c", "5 b", "3 a"])),
+        ([("b", 6), ("c", 1)], ("c", "1", ["6 b", "3 a"])),
+        ([(None, None)], ("b", "5", ["3 a"])),
+    ],
+)
+async def test_boots_that_the_index_has_forgotten_are_recalled(
+    index: Index, reported: list[tuple[str | None, int | None]], expected: tuple[str, str, list[str]]
+) -> None:
+    for boot_id, seq in reported:
+        await report(index, boot_id, seq)
+    known = recorded(1, StreamId(START_MS - 1_000), boots=[Boot("b", 5), Boot("a", 3)])
+    for _ in range(2):
+        assert await index.upkeep.restore([known]) == 0
+        assert await order_of(index, 1) == expected
+    await assert_index_consistent(index)
+
+
+@pytest.mark.parametrize("seq", [2, 9])
+async def test_an_old_boot_that_won_while_the_index_had_forgotten_it_loses_again(index: Index, seq: int) -> None:
+    await report(index, "a", seq)
+    known = recorded(1, StreamId(START_MS - 1_000), boots=[Boot("b", 5), Boot("a", 3)])
+    assert await index.upkeep.restore([known]) == 1
+    assert await order_of(index, 1) == ("b", "5", ["3 a"])
     await assert_index_consistent(index)

@@ -2,7 +2,7 @@
 
 -- Up to when silence may be judged: the receive time up to which the index group has applied everything.
 -- What is still in the stream may hold a heartbeat of just the agent that looks silent.
-local function judged_until()
+local function judged_until(jumped_ms)
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
     if groups.err then return now end -- no stream: nothing was ever received, nothing is unapplied
     local delivered
@@ -11,24 +11,29 @@ local function judged_until()
         for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
         if info.name == 'index' then delivered = info['last-delivered-id'] end
     end
-    local first = redis.call('XRANGE', stream, delivered and '(' .. delivered or '-', '+', 'COUNT', 1)[1]
-    local until_ms = now
-    if first then until_ms = math.min(until_ms, tonumber((split_id(first[1])))) end
+    local unapplied = redis.call('XRANGE', stream, delivered and '(' .. delivered or '-', '+', 'COUNT', 1)[1]
+    local oldest_id = unapplied and unapplied[1]
     if delivered then
         local pending = redis.call('XPENDING', stream, 'index')
-        if pending[1] > 0 then until_ms = math.min(until_ms, tonumber((split_id(pending[2])))) end
+        if pending[1] > 0 then oldest_id = pending[2] end
     end
-    return until_ms
+    local until_ms = oldest_id and tonumber((split_id(oldest_id))) or now
+    if until_ms <= now then return until_ms end
+    -- After the clock was set back ids run ahead of it and do not say when an entry came. What was applied last
+    -- was seen when it was applied.
+    local last = redis.call('ZRANGE', seen_key, string.format('%.0f', now), '-inf', 'BYSCORE', 'REV',
+        'LIMIT', 0, 1, 'WITHSCORES')
+    return tonumber(last[2] or jumped_ms or now)
 end
 
--- The window of `seen` that counts as alive. For offline_after_ms after the server's clock was set (jump.lua
--- keeps note) it stretches by as much as the clock went forwards, and takes in what a clock set back left in
--- the future; after that the future is no sign of life.
+-- The window of `seen` that counts as alive. Until silence has been judged for offline_after_ms since the server's
+-- clock was set (jump.lua keeps note) it stretches by as much as the clock went forwards, and takes in what a clock
+-- set back left in the future; after that the future is no sign of life.
 local function alive_window(offline_after_ms)
-    local oldest, newest = judged_until(), now
     local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'shift_ms')
-    if jump[1] and now - tonumber(jump[1]) < offline_after_ms then
-        oldest = math.min(oldest, now - math.max(0, tonumber(jump[2])))
+    local oldest, newest = judged_until(jump[1]), now
+    if jump[1] and oldest - tonumber(jump[1]) < offline_after_ms then
+        oldest = oldest - math.max(0, tonumber(jump[2]))
         newest = math.huge
     end
     return oldest - offline_after_ms, newest

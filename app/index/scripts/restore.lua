@@ -1,15 +1,17 @@
--- Puts agents back as the record knows them: heartbeat fields unless the index knows something newer, cordons
--- unless one was set or lifted later.
+-- Puts agents back as the record knows them: heartbeat fields unless the index knows something newer, the boots
+-- that it has forgotten in any case, cordons unless one was set or lifted later.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV[1]  now in ms, empty for the server's time
--- ARGV[2…] per agent: agent_id, last_id, boot_id, seq, retired boots (one "seq boot_id" a line), fingerprint,
+-- ARGV[2]  offline_after_ms
+-- ARGV[3…] per agent: agent_id, last_id, boot_id, seq, retired boots (one "seq boot_id" a line), fingerprint,
 --          status, place, machine, cordon (a document, empty for none), cordon's log id (empty for never any),
 --          when it expires in ms (empty for never), number of the strings that follow: field, value, …
 -- Result   number of agents put back
 --!include common order ladder place feed totals state
 
 local restored = 0
+local offline_after_ms = tonumber(ARGV[2])
 
 -- By stream order alone: what is recorded was judged when it was recorded.
 local function compare(id, known)
@@ -17,7 +19,35 @@ local function compare(id, known)
     return judge(known, nil, nil, nil, id, '', '', 0)
 end
 
-local at = 2
+-- Without what the record remembers of boots, an old one would be new to an index that has lost its data.
+-- Returns true when the index took a heartbeat from one that must not have won: then the record is right.
+local function recall_boots(key, last_id, boot, seq, boots)
+    local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots')
+    local holder = known[2] or ''
+    -- Heartbeats without a boot leave holder and seq as they are.
+    if last_id ~= known[1] and not (holder == boot and known[3] == seq) then
+        local outcome = judge(last_id, boot, seq, boots, known[1], holder, known[3] or '', offline_after_ms)
+        if outcome ~= 'applied' then return true end
+    end
+    local lines, named = {}, {[holder] = true, [''] = true}
+    local function remember(old_seq, old_boot)
+        if not named[old_boot] and #lines < kept_boots - 1 then
+            named[old_boot] = true
+            lines[#lines + 1] = old_seq .. ' ' .. old_boot
+        end
+    end
+    for old_seq, old_boot in string.gmatch(known[4] or '', '(%d+) ([^\n]+)') do remember(old_seq, old_boot) end
+    if holder == '' then
+        redis.call('HSET', key, 'boot_id', boot, 'seq', seq)
+    else
+        remember(seq, boot)
+    end
+    for old_seq, old_boot in string.gmatch(boots, '(%d+) ([^\n]+)') do remember(old_seq, old_boot) end
+    redis.call('HSET', key, 'boots', table.concat(lines, '\n'))
+    return false
+end
+
+local at = 3
 while at <= #ARGV do
     local agent_id, last_id, status = ARGV[at], ARGV[at + 1], ARGV[at + 6]
     local place, machine = ARGV[at + 7], ARGV[at + 8]
@@ -28,6 +58,9 @@ while at <= #ARGV do
     local known = redis.call('HMGET', key, 'cordon', 'cordon_id', 'last_id')
     local cordoned = known[1] and known[1] ~= '' or false
     local fresher = compare(last_id, known[3]) == 'applied'
+    if state and not fresher then
+        fresher = recall_boots(key, last_id, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+    end
     -- The record may not have heard yet that the agent was forgotten: neither it nor its cordon comes back.
     local forgotten = known[3] and not state and not fresher
     if not forgotten and cordon_id ~= '' and compare(cordon_id, known[2]) ~= 'reordered' then
