@@ -1,10 +1,9 @@
-"""Fixtures of the fault tests: one row of FAULTS.md each, on servers and processes of its own."""
+"""Fixtures of the fault tests: one row of docs/reliability.md each, on servers and processes of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from app.record import migrate
 from tests.faults.fleet import ANSWERS_WITHIN_S, Answers, quantile
 from tests.faults.house import EVERYTHING, House
 from tests.faults.nursery import Nursery
+from tests.faults.rows import ROWS, row_of
 from tests.servers import PostgresServer, ValkeyServer, start_postgres, start_valkey
 
 
@@ -90,6 +90,7 @@ def build(
         houses.append(house)
         house.open(names or EVERYTHING, agents=agents, lookups=lookups)
         row.watch(house.lookups)
+        row.asked_s = house.asked_s
         return house
 
     yield build_one
@@ -100,12 +101,17 @@ def build(
 
 
 class Row:
-    """What a test has to say about its row of FAULTS.md; `scripts/faults` makes a table of it."""
+    """What a test has to say about its row; `scripts/faults` makes a table of it.
+
+    Attributes:
+        asked_s: how long the lookups took that the test made itself, not the planner beside it.
+    """
 
     def __init__(self, number: int, done: str) -> None:
         self.number = number
         self.done = done
         self.seen: list[str] = []
+        self.asked_s: list[float] = []
         self._lookups = Answers()
         self._began = 0.0
 
@@ -128,18 +134,22 @@ class Row:
         assert {answer.source for answer in answers} <= sources
 
     def took_ms(self) -> list[float]:
-        return [1000 * answer.took_s for answer in self._lookups.since(self._began)]
+        """Of every lookup since the fault."""
+        asked = [answer.took_s for answer in self._lookups.since(self._began)]
+        return [1000 * took_s for took_s in (*asked, *self.asked_s)]
 
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Row]:
-    found = re.match(r"test_row_(\d+)_", request.node.name)
-    assert found, "a fault test is named test_row_NN_what_happens"
+    number = row_of(request.node.name)
+    assert number in ROWS, "a fault test is named test_row_NN_what_happens"
     done = (inspect.getdoc(request.function) or "").partition("\n\n")[0].replace("\n", " ")
-    told = Row(int(found[1]), done.rstrip("."))
+    told = Row(number, done.rstrip("."))
     yield told
     record_property("done", told.done)
     record_property("seen", "; ".join(told.seen))
-    if took_ms := told.took_ms():
-        record_property("lookups_p99_ms", f"{quantile(took_ms, 0.99):.1f}")
-        record_property("lookups_slowest_ms", f"{max(took_ms):.1f}")
+    took_ms = told.took_ms()
+    if took_ms:
+        record_property("lookups", len(took_ms))
+        record_property("lookups_p99_ms", round(quantile(took_ms, 0.99), 1))
+        record_property("lookups_slowest_ms", round(max(took_ms), 1))

@@ -79,13 +79,15 @@ class Reporter:
 
     Attributes:
         sent: every heartbeat that was sent, acknowledged or not.
-        acknowledged: the newest one that was answered 202, and the id it got.
+        taken: those that were answered 202.
+        acknowledged: the newest one of these, and the id it got.
     """
 
     agent_id: AgentId
     boot_id: str = "boot-1"
     seq: int = 0
     sent: list[Sent] = field(default_factory=list)
+    taken: list[Sent] = field(default_factory=list)
     acknowledged: tuple[Sent, StreamId] | None = None
 
     def next(self, **fields: Any) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Reporter:
         return {"boot_id": beat.boot_id, "seq": beat.seq, "resource_metrics": metrics, **fields}
 
     def acknowledge(self, stream_id: str) -> None:
+        self.taken.append(self.sent[-1])
         self.acknowledged = self.sent[-1], StreamId.parse(stream_id)
 
     def restart(self, boot_id: str) -> None:
@@ -157,7 +160,7 @@ class Fleet:
                 time.sleep(0.05)
 
     def report_batch(self) -> Answer:
-        """One heartbeat of each in one request."""
+        """One heartbeat of each in one request; raises OSError or HTTPException when no answer came."""
         with self._lock:
             items = [{"agent_id": one.agent_id, **one.next()} for one in self.reporters]
             answer = self._caller().call("POST", "/api/v1/heartbeats", {"heartbeats": items})
@@ -166,11 +169,17 @@ class Fleet:
                 self.accepted += 1
             return answer
 
-    def start(self, *, every_s: float = 0.01, among: Sequence[Reporter] | None = None) -> None:
-        """From now on an agent reports every so often, in random order."""
+    def start(
+        self, *, every_s: float = 0.01, among: Sequence[Reporter] | None = None, batches: bool = False
+    ) -> None:
+        """From now on an agent reports every so often, in random order; with `batches` all of them at once."""
+        order = random.Random(1)
+        reporters = self.reporters if among is None else among
+        report = self._try_batch if batches else lambda: self.report_one(order.choice(reporters))
         self._stop.clear()
-        arguments = (every_s, self.reporters if among is None else among)
-        self._thread = threading.Thread(target=self._keep_reporting, args=arguments, name="fleet", daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep_reporting, args=(every_s, report), name="fleet", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -184,10 +193,19 @@ class Fleet:
         for caller in self._callers:
             caller.close()
 
-    def _keep_reporting(self, every_s: float, among: Sequence[Reporter]) -> None:
-        order = random.Random(1)
+    def _keep_reporting(self, every_s: float, report: Callable[[], object]) -> None:
         while not self._stop.wait(every_s):
-            self.report_one(order.choice(among))
+            report()
+
+    def _try_batch(self) -> None:
+        try:
+            answer = self.report_batch()
+        except _OUTAGES:
+            self.refused[0] = self.refused.get(0, 0) + 1
+            return
+        if answer.status != 202:
+            self.refused[answer.status] = self.refused.get(answer.status, 0) + 1
+            self.last_refusal = answer
 
     def _caller(self) -> Caller:
         return random.choice(self._callers)
@@ -238,6 +256,7 @@ class Lookups(Answers):
         self, port: int, agents: Sequence[AgentId], *, known: Collection[AgentId], every_s: float = 0.02
     ) -> None:
         super().__init__()
+        self._port = port
         self._caller = Caller(port)
         self._agents = agents
         self._known = known
@@ -256,8 +275,8 @@ class Lookups(Answers):
         self._caller.close()
 
     def move(self, port: int) -> None:
-        """Asks another API, before it has started to."""
-        self._caller = Caller(port)
+        """Asks another API from the next question on."""
+        self._port = port
 
     def until(self, wanted: Callable[[Lookup], bool], *, timeout_s: float = 60.0) -> Lookup:
         """The first answer from now on that is as wanted."""
@@ -275,6 +294,9 @@ class Lookups(Answers):
         turn = 0
         while not self._stop.wait(self._every_s):
             turn += 1
+            if self._caller.port != self._port:
+                self._caller.close()
+                self._caller = Caller(self._port)
             one = self._agents[turn // 2 % len(self._agents)] if turn % 2 else None
             with contextlib.suppress(*_OUTAGES):
                 self._ask(one)

@@ -48,6 +48,7 @@ class House:
         lookups: a planner that has been asking since then.
         by_name: the newest process of each name.
         agents: all there are, of every fleet.
+        asked_s: how long each lookup took that a test made itself.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class House:
         self.ports: list[int] = []
         self._fleets: list[Fleet] = []
         self.agents: set[AgentId] = set()
+        self.asked_s: list[float] = []
         self.fleet: Fleet
         self.lookups: Lookups
 
@@ -166,10 +168,18 @@ class House:
 
     def call(self, method: str, path: str, body: object = None, *, port: int | None = None) -> Answer:
         caller = Caller(port or self.ports[0])
+        started = time.monotonic()
         try:
             return caller.call(method, path, body)
         finally:
             caller.close()
+            if method == "GET" and "capacity" in path:
+                self.asked_s.append(time.monotonic() - started)
+
+    def cordon(self, agent_id: AgentId, cordon: dict[str, object] | None) -> None:
+        """Cordons an agent, or lifts its cordon."""
+        answer = self.call("PATCH", f"/api/v1/agents/{agent_id}", {"cordon": cordon})
+        assert answer.status == 200, answer
 
     def until_quiet(self, *, timeout_s: float = 60.0, trusted: bool = True) -> float:
         """Waits until nothing is left to process, and returns how long that took in seconds."""

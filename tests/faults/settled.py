@@ -216,7 +216,7 @@ async def _events_against_record(record: Record, recorded: Mapping[AgentId, Reco
         rows = await connection.execute(
             text(
                 "SELECT CAST(agent_id AS varchar(36)) AS agent_id, from_status, to_status FROM agent_events "
-                "ORDER BY agent_id, entry_ms, entry_n"
+                "WHERE to_status NOT IN ('cordoned', 'uncordoned') ORDER BY agent_id, entry_ms, entry_n"
             )
         )
         events: dict[str, list[Any]] = {}

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from app.models.capacity import AgentStatus
 from app.record import migrate
+from tests.faults.simulation import simulate
 from tests.faults.world import Death, World, opened_world, world_settings
 from tests.servers import ValkeyServer
 
@@ -64,9 +65,7 @@ class Machine(RuleBasedStateMachine):
     @rule(number=numbers, back=st.integers(1, 5))
     def duplicate(self, number: int, back: int) -> None:
         """An earlier heartbeat arrives once more."""
-        reporter = self.world.reporter(number)
-        if len(reporter.sent) >= back:
-            self._run(self.world.send([(reporter, reporter.sent[-back])]))
+        self._run(self.world.repeat(number, back))
 
     @rule(number=numbers)
     def reorder(self, number: int) -> None:
@@ -80,6 +79,11 @@ class Machine(RuleBasedStateMachine):
     @rule(number=numbers)
     def restart(self, number: int) -> None:
         self.world.restart(number)
+
+    @rule(number=numbers)
+    def clone(self, number: int) -> None:
+        """Another machine with the same id and a former boot."""
+        self._run(self.world.clone_reports(self.world.reporter(number)))
 
     @rule(which=workers, death=deaths)
     def ingest(self, which: int, death: Death | None) -> None:
@@ -100,9 +104,9 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.advance(seconds)
 
-    @rule(seconds=st.sampled_from([-3600.0, -120.0, 120.0, 3600.0]))
-    def set_clock(self, seconds: float) -> None:
-        self._run(self.world.jump(seconds))
+    @rule(seconds=st.sampled_from([-3600.0, -120.0, 120.0, 3600.0]), noticed=st.booleans())
+    def set_clock(self, seconds: float, *, noticed: bool) -> None:
+        self._run(self.world.jump(seconds, noticed=noticed))
 
     @rule()
     def flush(self) -> None:
@@ -111,6 +115,10 @@ class Machine(RuleBasedStateMachine):
     @rule(away=st.booleans())
     def record_goes_or_comes(self, *, away: bool) -> None:
         self.world.record_away = away
+
+    @rule(receiving=st.booleans())
+    def receivers_go_or_come(self, *, receiving: bool) -> None:
+        self.world.receiving = receiving
 
     @rule()
     def rebuild(self) -> None:
@@ -153,3 +161,14 @@ def test_machine(machine: type[Machine]) -> None:
             report_multiple_bugs=False,
         ),
     )
+
+
+def test_simulation(valkey_server: ValkeyServer, tmp_path: Path) -> None:
+    """The short form of `scripts/faults --simulate`."""
+    empty_record = tmp_path / "empty.db"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{empty_record}"))
+    for seed in range(3):
+        history = simulate(seed, 4.0, redis_url=valkey_server.url, empty_record=empty_record)
+        assert not history.broken, history
+        assert history.checks > 0
+        assert history.heartbeats > 100

@@ -84,8 +84,14 @@ def test_row_04_worker_sleeps_past_the_takeover(build: Build, row: Row, name: st
 
 
 def test_row_07_rebuild_meets_fresher_heartbeats(build: Build, row: Row) -> None:
-    """A rebuild stops after it read agents from the record; half of them report before it goes on."""
+    """A rebuild stops after it read agents from the record; half of them report before it goes on. Two are
+    cordoned.
+    """
     house = build(agents=12)
+    cordoned = house.fleet.ids[:2]
+    for agent_id in cordoned:
+        house.cordon(agent_id, {"reason": "new disk", "actor": "ada"})
+    house.until_quiet()
     house.by_name["ingest"].kill()
     rebuilder = house.replace("reaper", stop_at="restoring")
     house.until_logged("Worker runs", by=rebuilder)
@@ -96,10 +102,13 @@ def test_row_07_rebuild_meets_fresher_heartbeats(build: Build, row: Row) -> None
     house.fleet.report(among=fresh)
     house.until(lambda: house.applied(fresh), what="the fresher heartbeats in the index")
     rebuilder.resume()
-    house.until_logged("The index is rebuilt")
+    house.until_logged("The index is rebuilt", by=rebuilder)
+    house.until(lambda: house.found() == {*house.fleet.ids[2:]}, what="both cordons, that of a fresher agent too")
+    for agent_id in cordoned:
+        house.cordon(agent_id, None)
     house.check(heal=False)
     row.require_answers()
-    row.saw(f"{len(fresh)} fresher agents stayed, {len(house.fleet.ids) - len(fresh)} came from the record")
+    row.saw(f"{len(fresh)} fresher agents stayed, the others came from the record, all with their cordons")
 
 
 def test_row_39_reaper_meets_a_fresh_heartbeat(build: Build, row: Row) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from app.errors import CapacityUnknownError, IndexUnavailableError, RecordUnavailableError
 from app.index.clock import ManualClock
 from app.index.opening import Index, open_index
+from app.index.upkeep import RECEIVING_GAP_MS
 from app.models.capacity import AgentStatus, CapacityPage, CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
@@ -33,6 +34,8 @@ from workers.recorder import Recorder
 
 START_MS: Final = 1_800_000_000_000
 OFFLINE_AFTER_S: Final = 90.0
+_STEP_S: Final = 15.0
+"""Time between two rounds of those that run all the time."""
 
 Death = Literal["read", "written"]
 
@@ -83,6 +86,7 @@ class World:
         heard_s: when each agent reported of late, by `steady_s`.
         said: as what each agent last reported itself.
         record_away: whether the record is.
+        receiving: whether anybody takes heartbeats in.
         false_offline: agents that were declared offline though they had reported in time.
         lookups: how every search was answered, by the real clock.
     """
@@ -97,10 +101,12 @@ class World:
         self.said: dict[AgentId, AgentStatus] = {}
         self.steady_s = 0.0
         self.record_away = False
+        self.receiving = True
         self.false_offline: list[str] = []
         self.lookups = Answers()
         self.appended = 0
         self._lost: set[AgentId] = set()
+        self._arrived: dict[AgentId, deque[Sent]] = {}
         self._boots = 0
         self._recorded_before_flush = StreamId(0)
         self._jumped_s = -OFFLINE_AFTER_S
@@ -142,11 +148,14 @@ class World:
         self, beats: Sequence[tuple[Reporter, Sent]], *, status: AgentStatus = AgentStatus.ONLINE
     ) -> list[StreamId]:
         """Appends heartbeats as they were sent, first or once more, and tells who sent them."""
+        if not self.receiving:
+            return []
         try:
             stream_ids = await self.index.log.append([heartbeat_of(*beat, status) for beat in beats])
         except IndexUnavailableError:
             return []
         for (reporter, sent), stream_id in zip(beats, stream_ids, strict=True):
+            self._arrived.setdefault(reporter.agent_id, deque(maxlen=16)).append(sent)
             self.acknowledge(reporter, sent, stream_id, status)
         return stream_ids
 
@@ -171,6 +180,29 @@ class World:
         self._boots += 1
         self.reporter(number).restart(f"boot-{self._boots + 1}")
 
+    async def repeat(self, number: int, back: int) -> None:
+        """The heartbeat that so many after it have followed arrives once more."""
+        arrived = self._arrived.get(self.reporter(number).agent_id, ())
+        if len(arrived) >= back:
+            await self.send([(self.reporter(number), arrived[-back])])
+
+    async def clone_reports(self, reporter: Reporter) -> None:
+        """A machine with a boot that the agent no longer has goes on counting, while the agent is alive.
+
+        Nothing while the index may think otherwise: of an agent that was silent, or that it has to learn again.
+        """
+        newest = reporter.acknowledged
+        heard_s = self.heard_s.get(reporter.agent_id)
+        former = [sent for sent in self._arrived.get(reporter.agent_id, ()) if sent.boot_id != reporter.boot_id]
+        if newest is None or not heard_s or not former or newest[0].boot_id != reporter.boot_id:
+            return
+        if reporter.agent_id in self._lost or heard_s[-1] <= self._jumped_s:
+            return
+        if self.steady_s - heard_s[-1] < self.settings.offline_after_s / 2:
+            sent = Sent(former[-1].boot_id, max(one.seq for one in former) + 1)
+            reporter.sent.append(sent)
+            await self.send([(reporter, sent)])
+
     # Workers
 
     async def ingest(self, which: int = 0, *, death: Death | None = None) -> None:
@@ -192,17 +224,23 @@ class World:
             await worker.run_once()
 
     async def reap(self) -> None:
-        before = await self._statuses()
-        await self.reaper.sweep()
-        for agent_id, status in (await self._statuses()).items():
-            declared = status == AgentStatus.OFFLINE and before.get(agent_id, status) != status
-            if declared and self._longest_silence_s(agent_id) < self.settings.offline_after_s:
+        before = await self._offline()
+        if not await self.reaper.sweep():
+            return
+        for agent_id in await self._offline() - before:
+            if self._longest_silence_s(agent_id) < self.settings.offline_after_s:
                 self.false_offline.append(f"{agent_id}: declared offline without having been silent for long")
 
     def _longest_silence_s(self, agent_id: AgentId) -> float:
         """Of late: a heartbeat that ended a silence may not have been applied yet."""
         heard = [*self.heard_s[agent_id], self.steady_s]
         return max(later - earlier for earlier, later in pairwise(heard))
+
+    async def receive(self) -> None:
+        """What every API process says every five seconds."""
+        if self.receiving:
+            with suppress(IndexUnavailableError):
+                await self.index.upkeep.receive("world", gap_s=RECEIVING_GAP_MS / 1000)
 
     async def rebuild_if_due(self) -> None:
         with suppress(IndexUnavailableError, RecordUnavailableError):
@@ -218,27 +256,33 @@ class World:
         self._unwatched = self._unwatched or self._set_back
 
     async def wait(self, seconds: float) -> None:
-        """Lets time pass in which the reaper runs."""
+        """Lets time pass in which reaper, clock watch and receivers run."""
         left = seconds
         while left > 0:
-            self.clock.advance(min(left, 15.0))
-            self.steady_s += min(left, 15.0)
-            left -= 15.0
+            self.clock.advance(min(left, _STEP_S))
+            self.steady_s += min(left, _STEP_S)
+            left -= _STEP_S
             with suppress(IndexUnavailableError):
+                await self.watch.look()
+                await self.receive()
                 await self.reap()
 
-    async def jump(self, seconds: float) -> None:
-        """Sets the server's clock, and lets the workers notice."""
+    async def jump(self, seconds: float, *, noticed: bool = True) -> None:
+        """Sets the server's clock, and lets the workers notice now or later."""
         await self.watch.look()
+        await self.receive()
         self.clock.jump(seconds)
         self._set_back = self._set_back or seconds < 0
-        await self.watch.look()
+        if noticed:
+            await self.watch.look()
         self._jumped_s = self.steady_s
 
     async def flush(self) -> None:
         """FLUSHALL: what was not recorded yet is gone, and only that."""
         await self.index.capacity._client.flushall()
         self._flushed = True
+        # Of boots that nobody has recorded nobody can tell any more whether they are old.
+        self._arrived.clear()
         self._recorded_before_flush = await self.record.reader.greatest_position() or StreamId(0)
         pages = [page async for page in self.record.reader.states(page_size=500)]
         recorded = {state.agent.agent_id: state for page in pages for state in page}
@@ -261,6 +305,8 @@ class World:
     async def settle(self) -> None:
         """Everything works again until nothing is left to do."""
         self.record_away = False
+        self.receiving = True
+        await self.watch.look()
         for _ in range(200):
             await self.rebuild_if_due()
             for which in range(2):
@@ -331,14 +377,9 @@ class World:
     def _new_recorder(self) -> Recorder:
         return Recorder(self.index.record_reader(), self._writer)
 
-    async def _statuses(self) -> dict[AgentId, str]:
-        client = self.index.capacity._client
-        pipeline = client.pipeline(transaction=False)
-        known = [reporter.agent_id for reporter in self.reporters.values()]
-        for agent_id in known:
-            pipeline.hget(self.index.keys.agent(agent_id), "status")
-        values = await pipeline.execute()
-        return {agent_id: value.decode() for agent_id, value in zip(known, values, strict=True) if value}
+    async def _offline(self) -> set[AgentId]:
+        members: Any = await self.index.capacity._client.zrange(self.index.keys.offline, 0, -1)
+        return {AgentId(member.decode()) for member in members}
 
 
 def heartbeat_of(reporter: Reporter, sent: Sent, status: AgentStatus) -> Heartbeat:
@@ -375,6 +416,7 @@ async def opened_world(settings: Settings) -> AsyncIterator[World]:
         await world.watch.look()
         await world.rebuild_if_due()
         world.advance(OFFLINE_AFTER_S)
+        await world.receive()
         yield world
     finally:
         await record.close()
