@@ -179,12 +179,20 @@ def agent(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
+def _profiles() -> list[str]:
+    from workers.simulate.hardware import PROFILES
+
+    return sorted(PROFILES)
+
+
 @app.command()
 def simulate(
     count: Annotated[int, typer.Argument(min=1, help="How many machines.")],
     *,
     url: Annotated[str, typer.Option(help="The API to report to.")] = "http://127.0.0.1:8000",
-    profile: Annotated[str | None, typer.Option(help="What the fleet is made of.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="What the fleet is made of.", autocompletion=_profiles)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same machines.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="End after so many heartbeats of each.")] = None,
     allow_remote: Annotated[bool, typer.Option(help="Permit an API that is not on this machine.")] = False,

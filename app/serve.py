@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.listener import BACKLOG, LISTEN_FD_VARIABLE, address_of, listen
 from app.telemetry import logger
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 _log = logger(__name__)
 
-_KEEP_ALIVE_S: Final = 10
+_KEEP_ALIVE_S: Final = 75
+"""Longer than the agents' interval of 30 s, so that they need no new connection for each heartbeat."""
+
+_CROWDED_KEEP_ALIVE_S: Final = 10
 _HEADER_BYTES: Final = 32 * 1024
 _MOST_CONNECTIONS: Final = 10_000
 _OTHER_FILES: Final = 200
@@ -37,6 +41,7 @@ def serve(app: Starlette, settings: Settings) -> None:
         access_log=False,  # a line per lookup would cost more than the lookup; /metrics counts them
         server_header=False,
         proxy_headers=False,
+        http=KeptAlive,
         ws="none",
         backlog=BACKLOG,
         limit_concurrency=_connections(),
@@ -46,6 +51,18 @@ def serve(app: Starlette, settings: Settings) -> None:
     )
     _log.info("The API listens", url=address_of(listener))
     _Server(config, app).run(sockets=[listener])
+
+
+class KeptAlive(HttpToolsProtocol):
+    """Keeps connections that nobody uses, for less time once half of those there may be are open.
+
+    Past that number callers get 503: a large fleet must not fill it by waiting for its next heartbeats.
+    """
+
+    def on_response_complete(self) -> None:
+        crowded = self.limit_concurrency is not None and 2 * len(self.connections) > self.limit_concurrency
+        self.timeout_keep_alive = _CROWDED_KEEP_ALIVE_S if crowded else _KEEP_ALIVE_S
+        super().on_response_complete()
 
 
 class _Server(uvicorn.Server):

@@ -497,6 +497,17 @@ async def test_the_record_gives_the_same_agents_in_the_same_order(stack: Stack, 
         assert recorded.headers["x-capacity-as-of"] == STARTED_AT
 
 
+async def test_nothing_is_said_to_come_from_the_future_after_the_clock_was_set_back(
+    stack: Stack, away: CapacityIndex
+) -> None:
+    await stack.report(heartbeat(1))
+    stack.clock.advance(-3600)
+    for target in (SEARCH, f"/api/v1/agents/{agent_id(1)}/capacity"):
+        recorded = await stack.get(target, index=away)
+        assert recorded.status_code == 200
+        assert recorded.headers["x-capacity-as-of"] == "2027-01-15T07:00:00+00:00"
+
+
 @on_both_databases
 async def test_the_record_knows_single_agents_too(stack: Stack, away: CapacityIndex) -> None:
     await stack.report(

@@ -11,13 +11,13 @@ import socket
 import time
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
 
 from app.errors import StartupRefusedError, UnavailableError
 from app.index.embedded import EmbeddedValkey
+from app.index.lines import redis_cli
 from app.listener import LISTEN_FD_VARIABLE, address_of, listen
 from app.lockfile import LockFile, LockHeldError
 from app.record.migrate import migrate
@@ -199,7 +199,9 @@ class Up:
     def _tell(self, redis_url: str) -> None:
         url = self._url
         lookup = f"{url}/api/v1/agents/available-capacity?min_gpu_vram_gb=8&min_cpu_cores=4"
-        command = f"{_redis_cli(redis_url, self._embedded)} ZRANGEBYSCORE headroom:desktop:vram:cores:8+ 12 +inf"
+        # The embedded server's port is shorter to type than its socket.
+        shown_url = redis_url if self._embedded is None else f"redis://127.0.0.1:{self._embedded.port}"
+        command = f"{redis_cli(shown_url)} ZRANGEBYSCORE headroom:desktop:vram:cores:8+ 12 +inf"
         lines = {
             "API": url,
             "Docs": f"{url}/docs",
@@ -240,19 +242,6 @@ def as_environment(settings: Settings) -> dict[str, str]:
     """The settings as the variables that make another process have the same."""
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     return {f"HEADROOM_{name.upper()}": str(value) for name, value in values.items() if value is not None}
-
-
-def _redis_cli(redis_url: str, embedded: EmbeddedValkey | None) -> str:
-    """How a person reaches the server, without a password that would stay in the terminal's history."""
-    if embedded is not None:
-        return f"redis-cli -p {embedded.port}"
-    parts = urlsplit(redis_url)
-    if parts.scheme == "unix":
-        return f"redis-cli -s {shlex.quote(parts.path)}"
-    if parts.password:
-        host = parts.netloc.rpartition("@")[2]
-        return f"redis-cli --askpass -u {shlex.quote(parts._replace(netloc=host).geturl())}"
-    return f"redis-cli -u {shlex.quote(redis_url)}"
 
 
 def up(settings: Settings, *, simulate: int, agent: bool) -> None:

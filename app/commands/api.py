@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -21,6 +22,22 @@ NOTHING: Final = 3
 _WIDE: Final = 200
 
 Rows = list[dict[str, Any]]
+
+
+@contextmanager
+def naming(url: str) -> Iterator[None]:
+    """Adds to "nobody answers" who was asked."""
+    try:
+        yield
+    except UnavailableError as error:
+        detail = f"{error.detail} (asked: {shown(url)}; --url names another)"
+        raise UnavailableError(detail, retry_after_s=error.retry_after_s) from error
+
+
+def shown(url: str) -> str:
+    """The URL without a name and password that stand in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class RefusedError(HeadroomError):
@@ -89,7 +106,7 @@ class Api:
 
     def _unreachable(self) -> UnavailableError:
         return UnavailableError(
-            f"Nobody answers at {self.url}: is `headroom up` running? (--url names another API)"
+            f"Nobody answers at {shown(self.url)}: is `headroom up` running? (--url names another API)"
         )
 
 

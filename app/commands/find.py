@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from app.client import CapacityClient
-from app.commands.api import NOTHING, Api, console, print_json, table_of
+from app.commands.api import NOTHING, Api, console, naming, print_json, table_of
 from app.commands.explain import explanation
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _WATCH_EVERY_S: Final = 1.0
 
 def find(url: str, query: CapacityQuery, *, as_json: bool, watch: bool, explain: bool) -> int:
     """Prints who fits; returns 0, or NOTHING when nobody does."""
-    with CapacityClient(url, timeout_s=5.0) as client:
+    with naming(url), CapacityClient(url, timeout_s=5.0) as client:
         if watch:
             return _watch(client, query)
         rows = _rows(client, query)

@@ -7,13 +7,29 @@ from typing import Annotated, Any, Final
 
 import typer
 
-Url = Annotated[str, typer.Option(envvar="HEADROOM_URL", help="The API to ask.", show_default=True)]
+
+def _url_of(*schemes: str) -> Any:
+    def check(url: str) -> str:
+        if url.partition("://")[0] not in schemes or not url.partition("://")[2]:
+            raise typer.BadParameter(f"it must begin with {' or '.join(f'{name}://' for name in schemes)}")
+        return url
+
+    return typer.Option(envvar="HEADROOM_URL", help="The API to ask.", show_default=True, callback=check)
+
+
+Url = Annotated[str, _url_of("http", "https")]
+AnyUrl = Annotated[str, _url_of("http", "https", "redis", "rediss", "unix")]
 Vram = Annotated[float, typer.Option("--vram", min=0.0, help="Free GPU memory on one GPU, in GB.")]
 Cores = Annotated[int, typer.Option("--cores", min=1, help="Free CPU cores.")]
 AgentType = Annotated[str, typer.Option("--type", help="Kind of agents to look among.")]
 AnyType = Annotated[str | None, typer.Option("--type", help="Of this kind of agents alone.")]
 Pool = Annotated[str | None, typer.Option("--pool", help="Of this pool alone.")]
-GpuKind = Annotated[str | None, typer.Option("--gpu", help="nvidia, amd, intel or none.")]
+GpuKind = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", help="nvidia, amd, intel or none.", autocompletion=lambda: ["nvidia", "amd", "intel", "none"]
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts.")]
 
 API: Final = "http://127.0.0.1:8000"
@@ -63,7 +79,7 @@ def find(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing the answer as it changes.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why others do not fit.")] = False,
-    url: Url = API,
+    url: AnyUrl = API,
 ) -> None:
     """Which machines have this much free right now? Ends with 3 when none has."""
     from app.commands import find as command

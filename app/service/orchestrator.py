@@ -186,11 +186,13 @@ class OrchestratorService:
             CapacityUnknownError: nobody in it was heard of recently, which says more about the way of the
                 heartbeats than about the agents.
         """
-        seen_since_ms = self._clock.now_ms() - self._offline_after_ms
+        now_ms = self._clock.now_ms()
+        seen_since_ms = now_ms - self._offline_after_ms
         newest_ms = await self._record.newest_heartbeat_ms(session=db)
         if newest_ms is None or newest_ms < seen_since_ms:
             raise CapacityUnknownError
-        return seen_since_ms, datetime.fromtimestamp(newest_ms / 1000, UTC)
+        # After the clock was set back the newest heartbeat seems to come from the future, where nobody was asked.
+        return seen_since_ms, datetime.fromtimestamp(min(newest_ms, now_ms) / 1000, UTC)
 
 
 def _count(call: Call, source: Source, started: float) -> None:

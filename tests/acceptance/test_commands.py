@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -187,6 +189,22 @@ def test_find_watch_shows_the_answer_and_ends_with_ctrl_c(headroom: Headroom, si
     finally:
         watching.close(force=True)
     assert watching.exitstatus == 130
+
+
+COLOUR = r"\x1b\[(?:[0-9]+;)*[349][0-9](?:;[0-9]+)*m"
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_no_color_is_heeded_at_a_terminal(
+    headroom: Headroom, variables: dict[str, str], *, coloured: bool
+) -> None:
+    shown = ""
+    kept = {name: value for name, value in environment(headroom.url).items() if name != "NO_COLOR"}
+    for arguments in (("find", "--limit", "2"), ("find", "--help")):
+        command = shlex.join([sys.executable, "-P", "-m", "app", *arguments])
+        shown += str(pexpect.run(command, env=kept | {"TERM": "xterm-256color"} | variables, encoding="utf-8"))
+    assert "Usage" in shown
+    assert bool(re.search(COLOUR, shown)) is coloured
 
 
 @pytest.mark.parametrize("size", [(80, 24), (140, 40)])

@@ -108,6 +108,74 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings() == Settings(redis_url=None, port=8000)
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("headroom fi", ["find", "fit"]),
+        ("headroom find --v", ["--vram"]),
+        ("headroom find --gpu ", ["nvidia", "amd", "intel", "none"]),
+        ("headroom worker re", ["recorder", "reaper"]),
+        ("headroom simulate 5 --profile mi", ["mixed"]),
+    ],
+)
+def test_the_shell_completes_what_is_typed(tmp_path: Path, typed: str, offered: list[str]) -> None:
+    words = typed.split(" ")
+    asked = {
+        "_HEADROOM_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = headroom(cwd=tmp_path, environment=asked)
+    assert done.stdout.split() == offered
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_set_up_by_hand(tmp_path: Path, shell: str) -> None:
+    done = headroom("--show-completion", shell, cwd=tmp_path)
+    assert "_HEADROOM_COMPLETE" in done.stdout
+
+
+def test_bash_takes_the_completion(tmp_path: Path) -> None:
+    """The script as it is installed, in a shell that has only that."""
+    script = headroom("--show-completion", "bash", cwd=tmp_path).stdout
+    program = tmp_path / "headroom"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m app "$@"\n')
+    program.chmod(0o755)
+    press_tab = (
+        f"{script}\nCOMP_WORDS=(headroom wo) COMP_CWORD=1\n_headroom_completion {program}\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", press_tab],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["worker"]
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "said"),
+    [
+        ("http://me:s3cret@127.0.0.1:9", 1, "http://127.0.0.1:9"),
+        ("redis://me:s3cret@127.0.0.1:9", 1, "redis://127.0.0.1:9"),
+        ("me:s3cret", 2, "--url"),
+        ("http://", 2, "--url"),
+    ],
+)
+def test_an_address_where_nobody_is_is_named_without_its_password(
+    tmp_path: Path, url: str, status: int, said: str
+) -> None:
+    done = headroom("find", "--url", url, cwd=tmp_path)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_version_is_told() -> None:
     shown = CliRunner().invoke(cli.app, ["--version"])
     assert (shown.exit_code, shown.output) == (0, f"{__version__}\n")

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,8 +189,16 @@ async def test_unknown_profiles_and_servers_elsewhere_are_refused() -> None:
 async def test_a_terminal_gets_a_bar(api: Api) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120)
-    await simulate(20, url=api.url, rounds=1, console=console, live=True, stop=asyncio.Event())
-    assert "first heartbeats" in text.getvalue()
+    # Every half second, so that the bar is drawn while it fills up and while the fleet reports.
+    api.next_heartbeat_s = 0.5
+    await simulate(20, url=api.url, rounds=3, console=console, live=True, stop=asyncio.Event())
+    shown = text.getvalue()
+    assert "first heartbeats" in shown
+    assert "20/20" in shown
+    assert "agents reporting" in shown
+    assert re.search(r"[0-9.]+ heartbeats/s, [0-9]+ accepted, 0 rejected, 0 deferred, 0 away", shown)
+    assert re.search(r"20 agents, [0-9.]+ s: 60 heartbeats accepted \([0-9.]+/s\), 0 rejected, 0 deferred", shown)
+    assert "(p50)" in shown
 
 
 def test_sigterm_ends_it_at_once_with_a_summary(api: Api) -> None:
