@@ -41,11 +41,13 @@ FEED_UNREADABLE = Counter(
     "headroom_unreadable_changes", "Entries of the change feed that could not be read; listeners start over."
 )
 WAITERS = Gauge("headroom_waiters", "Searches that wait for capacity.")
+WAITERS_VRAM_BYTES = Gauge("headroom_waiters_vram_bytes", "GPU memory that the waiting searches ask for in all.")
 WAITER_LOOKS = Counter("headroom_waiter_looks", "Looks into the index for searches that wait.")
 LISTENERS = Gauge("headroom_listeners", "Listeners to server-sent events.")
 LISTENERS_DROPPED = Counter("headroom_dropped_listeners", "Listeners dropped because they did not read.")
 TASKS_ASSIGNED = Counter("headroom_assigned_tasks", "Tasks of plans assigned to an agent.")
 TASKS_PENDING = Gauge("headroom_pending_tasks", "Tasks of plans that nothing fits, when last looked.")
+TASKS_PENDING_VRAM_BYTES = Gauge("headroom_pending_tasks_vram_bytes", "GPU memory that those tasks need in all.")
 CLOCK_JUMPS = Counter("headroom_clock_jumps", "Times that Redis's clock was set.")
 REBUILDS = Counter("headroom_rebuilds", "Rebuilds of the index from the record.")
 REBUILD_SECONDS = Gauge("headroom_rebuild_seconds", "How long the last rebuild took.")

@@ -25,13 +25,14 @@ from app.service.orchestrator import OrchestratorService
 from app.service.placing import Placing, query_for
 from app.service.ports import Clock, FleetInsight, PlanRecord
 from app.service.thresholds import Thresholds
-from app.telemetry import TASKS_ASSIGNED, TASKS_PENDING
+from app.telemetry import TASKS_ASSIGNED, TASKS_PENDING, TASKS_PENDING_VRAM_BYTES
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 5.0
 _REST_S: Final = 0.1
 _TRIES: Final = 5
+_GIB: Final = 2**30
 _CALLS: Final = 1_000
 """Questions to the index in one pass, about a second's worth. The last task of a pass may need some more."""
 
@@ -222,10 +223,13 @@ class WorkPlanner:
         TASKS_PENDING.set(left)
         gone = {task.task_id for task in placed}
         self._wanted = {}
+        vram_gb = 0.0
         for task in pending:
             if task.task_id not in gone:
+                vram_gb += task.needs.amounts.gpu_vram_gb
                 place = (task.needs.agent_type, task.needs.pool_name)
                 self._wanted.setdefault(place, Thresholds()).add(query_for(task.needs))
+        TASKS_PENDING_VRAM_BYTES.set(vram_gb * _GIB)
         if not left:
             self._hub.leave(self)
             self._listens = False

@@ -24,7 +24,7 @@ from app.models.change import Change, ChangeKind
 from app.service.feed import FeedHub
 from app.service.orchestrator import OrchestratorService
 from app.service.thresholds import Thresholds
-from app.telemetry import WAITER_LOOKS, WAITERS
+from app.telemetry import WAITER_LOOKS, WAITERS, WAITERS_VRAM_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _LOOKS_PER_S: Final = 200.0
 """With more distinct searches than this allows every 5 s, each is looked at less often."""
 
 _FUTILE: Final = 3
+_GIB: Final = 2**30
 _LONGEST_PAUSE_S: Final = 1.0
 
 Pause = Callable[[str], Awaitable[None]]
@@ -99,6 +100,7 @@ class WaitingService:
         self._groups: dict[CapacityQuery, _Group] = {}
         self._thresholds: dict[tuple[str, str | None], Thresholds] = {}
         self._waiting = 0
+        self._waited_for_bytes = 0
         self._looks = asyncio.Semaphore(_AT_ONCE)
         self._due: list[tuple[float, int, _Group]] = []
         self._ticket = count()
@@ -121,13 +123,11 @@ class WaitingService:
         if self._waiting >= self._most or self._draining:
             raise TooManyWaitingError
         await self._pause("looked")
-        self._waiting += 1
-        WAITERS.set(self._waiting)
+        self._count(query, 1)
         try:
             return await self._wait(query, deadline)
         finally:
-            self._waiting -= 1
-            WAITERS.set(self._waiting)
+            self._count(query, -1)
 
     def searches(self, *, limit: int) -> list[WaitingSearch]:
         """What is waited for in this process, longest first."""
@@ -168,6 +168,13 @@ class WaitingService:
                 self._schedule(group)
         if self._groups and not self._hub.live:
             await self._join_hub()
+
+    def _count(self, query: CapacityQuery, change: int) -> None:
+        self._waiting += change
+        # Whole bytes: a sum of floats would drift away from 0 over the years.
+        self._waited_for_bytes += change * round(query.min_gpu_vram_gb * _GIB)
+        WAITERS.set(self._waiting)
+        WAITERS_VRAM_BYTES.set(self._waited_for_bytes)
 
     async def _wait(self, query: CapacityQuery, deadline: float) -> CapacityPage:
         group = self._groups.get(query)

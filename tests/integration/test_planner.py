@@ -20,6 +20,7 @@ from app.models.plan import Amounts, Needs, Plan, PlanId, Task, TaskId, TaskRequ
 from app.record import open_record
 from app.service.planner import WorkPlanner
 from app.settings import Settings
+from app.telemetry import TASKS_PENDING, TASKS_PENDING_VRAM_BYTES
 from tests.indexing import agent_id, heartbeat, index_settings, opened_index
 from tests.logs import START_MS
 from tests.stack import Stack
@@ -98,6 +99,14 @@ async def test_each_task_goes_to_the_agent_with_the_most_free_vram_that_fits(pla
     plan = await planning.planner.generate_plan([task(8.0), task(8.0), task(8.0), task(6.0, 8), task(4.0)])
     # 24, 20 and 24 - 8 GB are the most at each turn; then 10, since agent 2 has 8 left and agent 3 too few cores.
     assert where(plan) == [2, 3, 2, 1, 3]
+
+
+async def test_metrics_say_how_much_gpu_memory_is_waited_for(planning: Planning) -> None:
+    plan = await planning.planner.generate_plan([task(8.0), task(16.5)])
+    assert (TASKS_PENDING._value.get(), TASKS_PENDING_VRAM_BYTES._value.get()) == (2, 24.5 * 2**30)
+    await planning.report(machine(1, 8.0))
+    assert where(await again(planning, plan)) == [1, None]
+    assert (TASKS_PENDING._value.get(), TASKS_PENDING_VRAM_BYTES._value.get()) == (1, 16.5 * 2**30)
 
 
 async def test_tasks_of_a_plan_do_not_book_each_others_share(planning: Planning) -> None:

@@ -17,7 +17,7 @@ import pytest
 from app.index.opening import Index
 from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat
-from app.telemetry import LISTENERS, LISTENERS_DROPPED, WAITERS
+from app.telemetry import LISTENERS, LISTENERS_DROPPED, WAITERS, WAITERS_VRAM_BYTES
 from tests.indexing import agent_id, apply_everything, heartbeat, opened_index
 from tests.logs import moment
 from tests.serving import exchange, http_request
@@ -216,6 +216,7 @@ async def test_a_waiting_search_is_answered_when_something_fits(port: int, index
         query = {"min_gpu_vram_gb": 200, "wait_s": 15}
         waiting = [asyncio.create_task(client.get(SEARCH, params=query)) for _ in range(5)]
         await asyncio.to_thread(wait_until, lambda: WAITERS._value.get() == 5)
+        assert WAITERS_VRAM_BYTES._value.get() == 5 * 200 * 2**30
         await report(index, heartbeat(1, vram=199.0), heartbeat(2, vram=201.0))
         for response in await asyncio.gather(*waiting):
             assert [row["agent_id"] for row in response.json()] == [agent_id(2)]
@@ -229,6 +230,7 @@ async def test_a_waiter_whose_client_has_gone_is_let_go(port: int, index: Index)
         connection.sendall(http_request("GET", f"{SEARCH}?min_gpu_vram_gb=500&wait_s=300"))
         await asyncio.to_thread(wait_until, lambda: WAITERS._value.get() == 1)
     await asyncio.to_thread(wait_until, lambda: WAITERS._value.get() == 0)
+    assert WAITERS_VRAM_BYTES._value.get() == 0
 
 
 @pytest.mark.parametrize("wait_s", ["-1", "301", "nan", "", "1_0"])
