@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import msgspec
 from rich.console import Console
 
+from tests.faults.page import write_figures
+from tests.faults.recovery import RecoveryResult, measure_recovery, recovery_table
 from tests.faults.rows import KEPT_FOR_CLAIMS, ROWS
 from tests.faults.running import RowsResult, RunFailedError, progress_bar, rows_table, run_rows
 from tests.faults.simulation import History, Simulated, simulate_all
-from tests.faults.storm import Persistence, run_storm, storm_table
+from tests.faults.storm import Persistence, StormResult, run_storm, storm_table
 
 _ABOUT: Final = """\
 Breaks Headroom on purpose, on servers of its own on loopback ports, and says what was seen.
@@ -34,6 +36,8 @@ examples:
   scripts/faults --simulate                  random histories in simulated time: 10,000 agent-hours, 200 seeds
   scripts/faults --simulate --seed 17        one of them again
   scripts/faults --storm                     kill -9 of ingest, recorder and API at random for two minutes
+  scripts/faults --storm --redis everysec    the same, and Redis dies as well
+  scripts/faults --recovery                  how long 100,000 agents take after FLUSHALL, and without Postgres
 """
 
 
@@ -41,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Ends with 0, 1 (something did not hold), 2 (wrong arguments) or 130 (Ctrl-C)."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.rows and (options.simulate or options.storm):
-        parser.error("rows are not for --simulate or --storm")
+    if options.rows and (options.simulate or options.storm or options.recovery or options.figures or options.page):
+        parser.error("some rows only, and none of the other kinds, nor --page, which wants all rows")
     if options.seed is not None and not (options.simulate or options.storm):
         parser.error("--seed is for --simulate and --storm")
     # Servers are ended by the blocks that started them, also when a person or CI ends the run.
@@ -66,11 +70,27 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         return _simulate(options, console)
     if options.storm:
         return _storm(options, console)
+    if options.recovery:
+        return _recovery(options, console)
+    if options.figures:
+        return _figures(options, console)
+    return _rows(options, console)
+
+
+def _figures(options: argparse.Namespace, console: Console) -> int:
+    """Everything, as the page has it."""
+    options.page = True
+    failed = _rows(options, console)
+    failed |= _simulate(options, console)
+    for persistence in (None, *get_args(Persistence)):
+        options.redis = persistence
+        failed |= _storm(options, console)
+    return failed | _recovery(options, console)
+
+
+def _rows(options: argparse.Namespace, console: Console) -> int:
     chosen = sorted({row for rows in options.rows for row in rows}) or list(ROWS)
-    return _rows(run_rows(chosen, console, quick=options.quick), options, console)
-
-
-def _rows(result: RowsResult, options: argparse.Namespace, console: Console) -> int:
+    result = run_rows(chosen, console, quick=options.quick)
     console.print(rows_table(result))
     _write(result, options)
     console.print(f"in {result.took_s / 60:.1f} minutes")
@@ -128,7 +148,18 @@ def _storm(options: argparse.Namespace, console: Console) -> int:
     return 0 if result.held else 1
 
 
-def _write(result: Any, options: argparse.Namespace) -> None:
+def _recovery(options: argparse.Namespace, console: Console) -> int:
+    with console.status("starting servers") as status:
+        result = measure_recovery(options.agents, tell=status.update)
+    _write(result, options)
+    console.print(recovery_table(result))
+    console.print(result.verdict, highlight=False, soft_wrap=True)
+    return 0 if result.held else 1
+
+
+def _write(result: RowsResult | Simulated | StormResult | RecoveryResult, options: argparse.Namespace) -> None:
+    if options.page:
+        write_figures(result)
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
 
@@ -144,6 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--simulate", action="store_true", help="random histories in simulated time instead of rows")
     kind.add_argument("--storm", action="store_true", help="kill -9 at random under load instead of rows")
+    kind.add_argument("--recovery", action="store_true", help="how long a large fleet takes to be whole again")
+    kind.add_argument("--figures", action="store_true", help="all of these, into docs/reliability.md")
     parser.add_argument(
         "--hours", type=_positive, default=10_000, help="simulated agent-hours of all seeds (%(default)s)"
     )
@@ -154,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--redis", choices=get_args(Persistence), help="in a storm Redis dies as well, and persists so"
     )
+    parser.add_argument("--agents", type=int, default=100_000, help="of the large fleet (%(default)s)")
+    parser.add_argument("--page", action="store_true", help="put what was seen into docs/reliability.md")
     parser.add_argument("--list", action="store_true", help="say what the rows are")
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes, as scripts/test does")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was seen to this file")

@@ -312,7 +312,7 @@ class Lookups(Answers):
             found = [body] if one is not None else body
             if one is not None and body["agent_id"] != one:
                 self.crossed.append(f"asked for {one}, got {body['agent_id']}")
-            strangers = {row["agent_id"] for row in found} - set(self._known)
+            strangers = {row["agent_id"] for row in found if row["agent_id"] not in self._known}
             self.crossed += [f"a stranger: {agent_id}" for agent_id in strangers]
         self.answers.append(Lookup(started, took_s, answer.status, source, code))
 

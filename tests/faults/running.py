@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -156,17 +156,6 @@ def progress_bar(console: Console) -> Progress:
         # A log file has no use for a moving bar.
         disable=not console.is_terminal and "FORCE_COLOR" not in os.environ,
     )
-
-
-def slowest_lookups(result: RowsResult) -> Sequence[tuple[int, float, float]]:
-    """(row, p99 in ms, slowest in ms) of every row in which lookups were made, the worst of its tests."""
-    found = []
-    for row in result.rows:
-        p99 = [test.p99_ms for test in row.tests if test.p99_ms is not None]
-        slowest = [test.slowest_ms for test in row.tests if test.slowest_ms is not None]
-        if p99:
-            found.append((row.row, max(p99), max(slowest)))
-    return found
 
 
 def _ms(value: float | None) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,12 +15,12 @@ from typing import Any, Final, Literal
 import msgspec
 from rich.table import Table
 
-from app.record import migrate
 from tests.faults.fleet import Fleet, Reporter, Sent, agent_ids, quantile
 from tests.faults.house import House
-from tests.faults.nursery import Nursery, Process
+from tests.faults.nursery import Process
 from tests.faults.settled import KEYS
-from tests.servers import PostgresServer, ValkeyServer, start_postgres, start_valkey
+from tests.faults.standalone import opened_house
+from tests.servers import ValkeyServer, start_postgres, start_valkey
 
 Persistence = Literal["none", "everysec", "everysec-cut", "always"]
 
@@ -286,7 +284,7 @@ def run_storm(
     with ExitStack() as closing:
         valkey = closing.enter_context(_redis(persistence))
         postgres = closing.enter_context(start_postgres())
-        house = closing.enter_context(_house(valkey, postgres))
+        house = closing.enter_context(opened_house(valkey, postgres, PARTS, agents=_BATCH))
         storm = Storm(house, rate=rate, seed=seed)
         death = None
         if persistence is not None:
@@ -303,20 +301,3 @@ def _redis(persistence: Persistence | None) -> Iterator[ValkeyServer]:
     config = [f"appendfsync {fsync}", "auto-aof-rewrite-percentage 0"] if kept else []
     with start_valkey(appendonly=kept, config=config) as server:
         yield server
-
-
-@contextmanager
-def _house(valkey: ValkeyServer, postgres: PostgresServer) -> Iterator[House]:
-    """Without proxies: they would cost as much as what they lead to."""
-    asyncio.run(migrate(postgres.url))
-    nursery = Nursery()
-    directory = tempfile.TemporaryDirectory(prefix="hr-storm-")
-    settings = {"redis_url": valkey.url, "database_url": postgres.url, "database_timeout_s": 10}
-    house = House(nursery, valkey, postgres.url, Path(directory.name), settings)
-    try:
-        house.open(PARTS, agents=_BATCH, lookups=True)
-        yield house
-    finally:
-        house.close()
-        nursery.close()
-        directory.cleanup()

@@ -76,9 +76,7 @@ def test_an_old_python_is_said_and_what_to_do(tmp_path: Path) -> None:
     assert not (copy / ".venv").exists()
 
 
-@pytest.mark.parametrize(
-    "script", ["scripts/install", "scripts/run", "scripts/lint", "scripts/test", "scripts/lock", ".ci/run"]
-)
+@pytest.mark.parametrize("script", [*SCRIPTS, "scripts/faults"])
 def test_scripts_are_sound_and_can_be_executed(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", ROOT / script], check=True, timeout=10)
