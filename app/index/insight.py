@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -25,7 +25,7 @@ _REFUSED_SLICE: Final = 1_000
 """Most agents that are looked at one by one for filters that the sets do not know."""
 
 _BIG_ENOUGH: Final = 100
-_BIG_ENOUGH_SHAPES: Final = 2_000
+_BIG_ENOUGH_SHAPES: Final = 1_000
 """Kinds of machines that one call looks through: about a millisecond of Redis's time."""
 
 _SUMMARY_SLICE: Final = 25
@@ -75,7 +75,7 @@ class Insights:
             # Of more than were looked at one by one, some may fit.
             fitting = refused.passed if refused.all_seen else max(0, both - len(refused.fails))
         nothing_fits = fitting == 0 or bool(refused.fails and not refused.passed)
-        nearest = (yield from self._nearest(query, refused)) if nothing_fits else []
+        nearest = (yield from self._nearest(query, failing, refused)) if nothing_fits else []
         return Explanation(
             agents=placeable,
             fitting=fitting,
@@ -172,14 +172,19 @@ class Insights:
         )
         return cast("list[Any]", reply[1:])
 
-    def _nearest(self, query: CapacityQuery, refused: _Refused) -> Steps[list[Miss]]:
+    def _nearest(self, query: CapacityQuery, failing: Mapping[str, int], refused: _Refused) -> Steps[list[Miss]]:
         """Short of VRAM alone, short of cores alone, refused by a filter alone; else short of VRAM and cores.
 
-        Within each kind those that lack least come first; of the refused those with the most VRAM.
+        Within each kind those that lack least come first; of the refused those with the most VRAM. A kind of which
+        there is nobody is not looked for.
         """
         less_vram = msgspec.structs.replace(query, min_gpu_vram_gb=0.0, limit=_NEAREST, after=None)
-        short_of_vram = (yield from self._lookups.find(less_vram, with_total=False)).agents
-        short_of_cores = yield from self._short_of_cores(query)
+        short_of_vram: list[AvailableCapacity] = []
+        if failing["gpu_vram"]:
+            short_of_vram = (yield from self._lookups.find(less_vram, with_total=False)).agents
+        short_of_cores: list[AvailableCapacity] = []
+        if failing["cpu_cores"]:
+            short_of_cores = yield from self._short_of_cores(query)
         misses = [_miss(query, row) for row in [*short_of_vram, *short_of_cores]]
         for row, criteria in refused.fails[:_NEAREST]:
             misses.append((yield from self._refused_miss(query, row, criteria)))
@@ -195,17 +200,16 @@ class Insights:
             anyone = msgspec.structs.replace(query, min_cpu_cores=1, limit=_REFUSED_SLICE, after=None)
             page = yield from self._lookups.find(anyone, with_total=False)
             return sorted(page.agents, key=_most_cores, reverse=True)[:_NEAREST]
-        found: list[AvailableCapacity] = []
-        cores = query.min_cpu_cores
-        while len(found) < _NEAREST and cores > 1:
-            level = msgspec.structs.replace(query, min_cpu_cores=cores, limit=_NEAREST, after=None)
-            (cores,) = yield from self._counts("nearest_cores", level)
-            if cores:
-                below = msgspec.structs.replace(level, min_cpu_cores=cores)
-                page = yield from self._lookups.find(below, with_total=False)
-                known = {row.agent_id for row in found}
-                found += [row for row in page.agents if row.agent_id not in known]
-        return found[:_NEAREST]
+        (cores,) = yield from self._counts("nearest_cores", query, _NEAREST)
+        # Fewer than ten have more cores than this: with as many again, ten of those that have exactly this many.
+        more = msgspec.structs.replace(query, min_cpu_cores=cores, limit=2 * _NEAREST, after=None)
+        rows = (yield from self._lookups.find(more, with_total=False)).agents
+        if len(rows) == 2 * _NEAREST:
+            most = msgspec.structs.replace(more, min_cpu_cores=cores + 1)
+            known = {row.agent_id for row in rows}
+            page = yield from self._lookups.find(most, with_total=False)
+            rows += [row for row in page.agents if row.agent_id not in known]
+        return sorted(rows, key=_most_cores, reverse=True)[:_NEAREST]
 
     def _refused_miss(self, query: CapacityQuery, row: AvailableCapacity, criteria: list[str]) -> Steps[Miss]:
         lacks_gb = 0.0

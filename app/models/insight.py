@@ -57,7 +57,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             cores.
         hidden: agents that would fit but are silent, busy or cordoned.
         possible: False when no machine of that type and pool is big enough even when idle; None when some
-            machine does not say how big it is.
+            machine does not say how big it is, or when there are more than 1,000 kinds of machines.
     """
 
     agents: int

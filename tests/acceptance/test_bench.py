@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.bench.fleets import FLEETS
-from tests.bench.questions import QUESTIONS
+from tests.bench.questions import INSIGHTS, QUESTIONS
 from tests.bench.results import Results
 from tests.processes import ROOT
 
@@ -35,6 +35,12 @@ def test_every_side_answers_rightly(tmp_path: Path) -> None:
     for fleet in FLEETS:
         for side in ("PING", "index", "index through HTTP", "Postgres btree", "client-side intersection"):
             assert all((fleet, "at rest", side, question.name) in measured for question in QUESTIONS)
+        for side in ("index", "index through HTTP"):
+            for question in INSIGHTS:
+                there = question.kind != "summary" or fleet != "pools"
+                assert ((fleet, "at rest", side, question.name) in measured) is there
+    assert results.waiting is not None
+    assert results.waiting.others > 100
     assert ("unlucky", "under load", "index", "top 10") in measured
     found = results.ingestion
     assert found is not None

@@ -31,9 +31,10 @@ from tests.bench.page import write_page
 from tests.bench.peers import SERVER, Postgres
 from tests.bench.pressure import StreamSource, UpdateSource
 from tests.bench.programs import api, environment_for
-from tests.bench.questions import QUESTIONS
+from tests.bench.questions import EVERYTHING
 from tests.bench.results import Results
 from tests.bench.tables import TABLES
+from tests.bench.waiting import Crowd, allow_connections, measure_waiting
 from tests.servers import PostgresServer, start_postgres, start_valkey
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -50,6 +51,8 @@ _SMALL: Final = Effort(rounds=4, block_s=0.02, load_rounds=2, load_s=1.5)
 _WHOLE: Final = Effort(rounds=7, block_s=0.03, load_rounds=4, load_s=2.5)
 _QUICK_INGESTION: Final = Length(agents=2_000, rounds=1, single=400, batched=4_000, held_s=1.0, probes=20)
 _WHOLE_INGESTION: Final = Length(agents=100_000, rounds=2, single=10_000, batched=60_000, held_s=20.0, probes=200)
+_QUICK_CROWD: Final = Crowd(others=200, rounds=5, agents=1_000)
+_WHOLE_CROWD: Final = Crowd(others=5_000, rounds=100, agents=10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"Wrote {write_page(results, DOCS)}")
         return 0
     # Servers and processes are ended by the blocks that started them, also when a person or CI ends the run.
+    allow_connections()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         results = run(options, console)
@@ -79,11 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, console: Console) -> Results:
     started = time.monotonic()
-    cells = [] if options.only == "ingestion" else _cells(options)
-    with_ingestion = options.only != "lookups" and not (options.size or options.fleet or options.call)
+    narrowed = bool(options.size or options.fleet or options.call)
+    cells = _cells(options) if options.only in {None, "lookups"} else []
+    with_ingestion = options.only in {None, "ingestion"} and not narrowed
+    with_waiting = options.only in {None, "waiting"} and not narrowed
     with ExitStack() as closing:
         progress = closing.enter_context(_progress(console))
-        task = progress.add_task("starting servers", total=len(cells) + with_ingestion)
+        task = progress.add_task("starting servers", total=len(cells) + with_ingestion + with_waiting)
         server = closing.enter_context(start_postgres(config=SERVER))
         grounds = closing.enter_context(_grounds(server))
         results = Results(
@@ -100,7 +106,7 @@ def run(options: argparse.Namespace, console: Console) -> Results:
                 grounds,
                 make_fleet(name, size),
                 _effort(options, name, size, late=time.monotonic() - started > _LATE_S),
-                [question for question in QUESTIONS if not options.call or question.name in options.call],
+                [question for question in EVERYTHING if not options.call or question.name in options.call],
                 tell=lambda what, name=name, size=size: progress.update(  # type: ignore[misc]  # bound on purpose
                     task, description=f"{name}, {size:,} agents: {what}"
                 ),
@@ -118,6 +124,14 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             )
             results.checked += results.ingestion.checked
             progress.advance(task)
+        if with_waiting:
+            results.waiting = measure_waiting(
+                grounds,
+                _QUICK_CROWD if options.quick else _WHOLE_CROWD,
+                tell=lambda what: progress.update(task, description=f"waiting: {what}"),
+            )
+            results.checked += results.waiting.checked
+            progress.advance(task)
     results.took_s = round(time.monotonic() - started, 1)
     return results
 
@@ -129,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--call", type=_calls, help="top 10, top 1, count …, or several with semicolons; default: all"
     )
-    parser.add_argument("--only", choices=("lookups", "ingestion"), help="leave out the other half")
+    parser.add_argument("--only", choices=("lookups", "ingestion", "waiting"), help="leave out the rest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--quick", action="store_true", help="10k only, for correctness rather than times")
     parser.add_argument("--at-rest", action="store_true", help="leave out what is measured under load")
@@ -151,7 +165,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _calls(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(";"))
-    if unknown := set(names) - {question.name for question in QUESTIONS}:
+    if unknown := set(names) - {question.name for question in EVERYTHING}:
         raise argparse.ArgumentTypeError(f"no such call: {min(unknown)}")
     return names
 

@@ -70,10 +70,15 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
         vram_gb, cores = self.draw(number, self.size, (drawn >> 32) / _HALF, (drawn & 0xFFFFFFFF) / _HALF)
         return Figures(round(vram_gb, 2), cores, (drawn >> 20) % 1600 / 100)
 
+    def machine(self, number: int, beat: int = 0) -> tuple[float, int]:
+        """What it has in all by the heartbeat number `beat`: VRAM of its best GPU in GB, and physical cores."""
+        figures = self.figures(number, beat)
+        return max(24.0, figures.vram_gb), max(8, figures.cores)
+
     def heartbeat(self, number: int, beat: int, *, seq: int | None = None) -> Heartbeat:
         """The heartbeat with the figures of `beat`; `seq` is counted on where the figures stay the same."""
         figures = self.figures(number, beat)
-        vram_total_gb = max(24.0, figures.vram_gb)
+        vram_total_gb, cores_physical = self.machine(number, beat)
         return Heartbeat(
             agent_id=self.agent_id(number),
             agent_type=AGENT_TYPE,
@@ -91,7 +96,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
             ),
             resource_metrics=ResourceMetrics(
                 cpu_percent=figures.load * 6,
-                cpu_cores_physical=max(8, figures.cores),
+                cpu_cores_physical=cores_physical,
                 cpu_cores_available=figures.cores,
                 cpu_load_1min=figures.load,
                 cpu_load_5min=figures.load / 2,

@@ -16,12 +16,13 @@ from app.index.keys import GROUP_INDEX
 from tests.bench import pressure
 from tests.bench.filling import fill
 from tests.bench.fleets import Fleet
+from tests.bench.insights import asked_of
 from tests.bench.measure import Measurement, Summary, until
 from tests.bench.oracle import Oracle
 from tests.bench.peers import Indexed, LoadAll, Postgres, SelectOne
 from tests.bench.pressure import Source, StreamSource, UpdateSource
 from tests.bench.programs import Groups, worker
-from tests.bench.questions import QUESTIONS, TOP_10, Question
+from tests.bench.questions import EVERYTHING, INSIGHT_KINDS, TOP_10, Question
 from tests.bench.sides import ClientIntersection, IndexSide, Ping, ServerIntersection, Side
 from tests.bench.tables import BTREE, GIST, TABLES, PeerTable
 from tests.bench.web import HttpFloor, HttpSide
@@ -117,7 +118,7 @@ def measure_cell(
     grounds: Grounds,
     fleet: Fleet,
     effort: Effort,
-    questions: Sequence[Question] = QUESTIONS,
+    questions: Sequence[Question] = EVERYTHING,
     *,
     tell: Callable[[str], None],
 ) -> Cell:
@@ -159,13 +160,14 @@ class _Bench:
         self._grounds = grounds
         self._fleet = fleet
         self._effort = effort
-        self._questions = questions
+        self._questions = [question for question in questions if question.kind not in INSIGHT_KINDS]
+        self._insights = asked_of(fleet, questions)
         self._closing = closing
         tables = [table for table in TABLES if self._compares(table)]
         grounds.valkey.flush()
         fill(grounds.valkey.url, fleet, pool=grounds.pool)
         grounds.postgres.load(fleet, tables)
-        oracle = Oracle(fleet, questions)
+        oracle = Oracle(fleet, self._questions)
         # The fleet stays for the whole cell; without this each collection would walk all of it.
         gc.collect()
         gc.freeze()
@@ -194,6 +196,7 @@ class _Bench:
             measurement.begin_round()
             measurement.turn(self._sides, self._questions)
             measurement.check()
+        self._tell_of_the_whole(measurement)
         top_10 = [question for question in self._questions if question.name == TOP_10.name]
         if top_10 and self._fleet.size <= PEERS_UP_TO:
             with closing(LoadAll(self._grounds.postgres)) as side:
@@ -204,6 +207,15 @@ class _Bench:
                     measurement.turn([side], top_10)
                     measurement.check()
         return measurement
+
+    def _tell_of_the_whole(self, measurement: Measurement) -> None:
+        """Questions that only the index answers, between its own lookup and the floor."""
+        sides = [side for side in self._redis.sides if isinstance(side, Ping | IndexSide | HttpSide)]
+        measurement.warm_up(sides, self._insights)
+        for _ in range(self._effort.rounds):
+            measurement.begin_round()
+            measurement.turn(sides, self._insights)
+            measurement.check()
 
     def under_load(self) -> tuple[Measurement, list[Load]]:
         effort = self._effort

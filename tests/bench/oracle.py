@@ -12,7 +12,8 @@ import msgspec
 
 from app.models.identity import AgentId
 from tests.bench.fleets import Figures, Fleet
-from tests.bench.questions import Answer, Promise, Question, Row
+from tests.bench.insights import right_answer
+from tests.bench.questions import INSIGHT_KINDS, Answer, Promise, Question, Row, Told
 
 ASKED_AGENTS: Final = 64
 """How many agents the single-agent calls go round."""
@@ -48,9 +49,11 @@ class Oracle:
         self._figures = [fleet.figures(number, 0) for number in range(fleet.size)]
         if len(self._numbers) != fleet.size:
             raise ValueError("two agents have the same id")
-        thresholds = {(question.min_vram_gb, question.min_cores) for question in questions}
+        looked_up = [question for question in questions if question.kind not in INSIGHT_KINDS]
+        thresholds = {(question.min_vram_gb, question.min_cores) for question in looked_up}
         self._matches = {threshold: self._matching(*threshold) for threshold in thresholds}
         self._changes = dict.fromkeys(thresholds, 0)
+        self._told: dict[str, tuple[int, Told]] = {}
         self.asked_ids = [self.agent_ids[i * fleet.size // ASKED_AGENTS] for i in range(ASKED_AGENTS)]
 
     def fork(self) -> Oracle:
@@ -59,6 +62,7 @@ class Oracle:
         other._figures = list(self._figures)
         other._matches = {threshold: list(matches) for threshold, matches in self._matches.items()}
         other._changes = dict(self._changes)
+        other._told = dict(self._told)
         return other
 
     def asked_id(self, turn: int) -> str:
@@ -92,6 +96,8 @@ class Oracle:
             # A single agent's answer names no pool.
             agent_id, _, vram_gb, cores, load = self._row(self.asked_id(turn))
             return ((agent_id, "", vram_gb, cores, load),)
+        if question.kind in INSIGHT_KINDS:
+            return self._tell(question)
         matches = self._matches[question.min_vram_gb, question.min_cores]
         if question.kind == "count":
             return len(matches)
@@ -114,6 +120,13 @@ class Oracle:
                     )
                 self.advance()
 
+    def _tell(self, question: Question) -> Told:
+        at, told = self._told.get(question.name, (-1, None))
+        if told is None or at != self.applied:
+            told = right_answer(question, self._fleet, self.agent_ids, self._figures)
+            self._told[question.name] = (self.applied, told)
+        return told
+
     def _stamp(self, asked: Asked) -> object:
         """Differs once the answer may have changed."""
         if asked.question.kind == "one":
@@ -122,7 +135,7 @@ class Oracle:
 
     def _right(self, asked: Asked, *, changing: bool) -> bool:
         right = self.answer(asked.question, asked.turn)
-        if isinstance(right, int) or isinstance(asked.answer, int):
+        if not (isinstance(right, tuple) and isinstance(asked.answer, tuple)):
             return right == asked.answer
         if asked.promise == "exact" or asked.question.kind == "one":
             return right == asked.answer
@@ -160,7 +173,7 @@ def fits(figures: Figures, vram_gb: float, cores: int) -> bool:
 
 
 def _difference(answer: Answer, right: Answer) -> str:
-    if isinstance(answer, int) or isinstance(right, int):
+    if not (isinstance(answer, tuple) and isinstance(right, tuple)):
         return f"{answer} instead of {right}"
     for place, (got, wanted) in enumerate(zip_longest(answer, right), start=1):
         if got != wanted:

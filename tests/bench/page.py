@@ -10,10 +10,11 @@ from tests.bench import plots
 from tests.bench.fleets import DESCRIPTIONS, FLEETS
 from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Phase
-from tests.bench.questions import QUESTIONS, TOP_10
+from tests.bench.questions import INSIGHTS, QUESTIONS, TOP_10
 from tests.bench.report import milliseconds
 from tests.bench.results import Results
 from tests.bench.targets import LOAD_ALL, SIZE, Figures, main_question, targets
+from tests.bench.waiting import Waiting
 
 _NOTES_BEGIN: Final = "<!-- notes: written by hand, kept by scripts/bench -->\n"
 _NOTES_END: Final = "<!-- end -->\n"
@@ -85,8 +86,11 @@ def _page(results: Results, notes: str) -> Iterator[str]:
     yield f"\n## Calls\n\nFleet mixed, {SIZE:,} agents, at rest. 16 cores are a rung of the ladder; a search for\n"
     yield "12 reads one band more, one for 17 four.\n\n"
     yield from _by_call(figures)
+    yield from _about_the_whole(figures)
     if results.ingestion is not None:
         yield from _ingestion(results.ingestion)
+    if results.waiting is not None:
+        yield from _waiting(results.waiting)
     yield from _loads(results)
     yield _METHOD
 
@@ -155,6 +159,39 @@ def _by_call(figures: Figures) -> Iterator[str]:
     names = [question.name for question in QUESTIONS]
     rows = [[side, *(_cell(figures, side, name) for name in names)] for side in _SIDES]
     yield from _table(("side", *names), (row for row in rows if any(row[1:])))
+
+
+def _about_the_whole(figures: Figures) -> Iterator[str]:
+    yield (
+        f"\n## Questions about the whole fleet\n\nFleets of {SIZE:,} agents, at rest, asked by the client\n"
+        "and over HTTP. `explain` is asked of 16 GB and 16 cores, of 500 cores and of 500 GB, which nobody has;\n"
+        "`fit` of tasks of 4 GB and 2 cores; `summary` of all pools, unless everybody has one of his own.\n\n"
+    )
+    rows = [
+        [f"{question.name}, {side}", *(_cell(figures, side, question.name, fleet=fleet) for fleet in FLEETS)]
+        for question in INSIGHTS
+        for side in ("index", "index through HTTP")
+    ]
+    yield from _table(("question", *FLEETS), (row for row in rows if any(row[1:])))
+
+
+def _waiting(found: Waiting) -> Iterator[str]:
+    yield (
+        "\n## Waiting\n\nA search waits for what nobody has; then a heartbeat makes it possible. "
+        f"{found.others:,} others\nwait, each for something else, in a fleet of {found.agents:,} agents; "
+        f"{found.rounds} rounds. Milliseconds from the 202 on.\n\n"
+    )
+    yield from _table(
+        ("in the index", "answered", "p99", "beyond the index"),
+        [
+            (
+                f"{found.visible_p50_ms:g}",
+                f"{found.answered_p50_ms:g}",
+                f"{found.answered_p99_ms:g}",
+                f"{found.beyond_p50_ms:g}",
+            )
+        ],
+    )
 
 
 def _ingestion(found: Ingestion) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-Kind = Literal["top", "count", "one"]
+Kind = Literal["top", "count", "one", "explain", "fit", "summary"]
+
+INSIGHT_KINDS: Final[frozenset[Kind]] = frozenset({"explain", "fit", "summary"})
+"""About the whole fleet: asked of the index alone, at rest."""
 
 Row = tuple[str, str, float, int, float]
 """(agent id, pool, free VRAM, free cores, load): what of a full document the oracle compares."""
@@ -15,7 +18,14 @@ Promise = Literal["exact", "ties", "parts"]
 """What may be expected of a side's answers: the one right one; the same but for the order of ties; or, while the
 fleet changes, only the agents and their VRAM, because the rest is read in a second step."""
 
-Answer = tuple[Row, ...] | int
+
+class Told(msgspec.Struct, frozen=True):
+    """What is told of a whole fleet, in comparable parts."""
+
+    parts: tuple[Any, ...]
+
+
+Answer = tuple[Row, ...] | int | Told
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,5 +48,12 @@ TOP_10_FOUR_BANDS: Final = Question(name="top 10, four bands", min_cores=17)
 TOP_100: Final = Question(name="top 100", limit=100)
 COUNT: Final = Question(name="count", kind="count")
 ONE: Final = Question(name="one agent", kind="one")
+EXPLAIN: Final = Question(name="explain", kind="explain")
+EXPLAIN_CORES: Final = Question(name="explain, cores for nobody", kind="explain", min_cores=500)
+EXPLAIN_VRAM: Final = Question(name="explain, VRAM for nobody", kind="explain", min_vram_gb=500.0)
+FIT: Final = Question(name="fit", kind="fit", min_vram_gb=4.0, min_cores=2)
+SUMMARY: Final = Question(name="summary", kind="summary")
 
 QUESTIONS: Final = (TOP_10, TOP_10_ONE_BAND, TOP_10_FOUR_BANDS, TOP_1, TOP_100, COUNT, ONE)
+INSIGHTS: Final = (EXPLAIN, EXPLAIN_CORES, EXPLAIN_VRAM, FIT, SUMMARY)
+EVERYTHING: Final = (*QUESTIONS, *INSIGHTS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Line
-from tests.bench.questions import QUESTIONS
+from tests.bench.questions import INSIGHTS, QUESTIONS, Question
 from tests.bench.results import Results
 from tests.bench.targets import targets
+from tests.bench.waiting import Waiting
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -21,9 +24,15 @@ def print_results(results: Results, console: Console) -> None:
     for line in results.lines:
         cells.setdefault((line.fleet, line.size, line.phase), []).append(line)
     for (fleet, size, phase), lines in cells.items():
-        console.print(_table(f"{fleet}, {size:,} agents, {phase}", lines))
+        title = f"{fleet}, {size:,} agents, {phase}"
+        console.print(_table(title, lines, QUESTIONS))
+        told = [line for line in lines if any(line.question == question.name for question in INSIGHTS)]
+        if told:
+            console.print(_table(f"{title}: about the whole fleet", told, INSIGHTS))
     if results.ingestion is not None:
         console.print(_ingestion_table(results.ingestion))
+    if results.waiting is not None:
+        console.print(_waiting_table(results.waiting))
     if not results.quick and any(target.met is not None for target in targets(results)):
         console.print(_targets_table(results))
 
@@ -67,14 +76,27 @@ def _ingestion_table(found: Ingestion) -> Table:
     return table
 
 
-def _table(title: str, lines: list[Line]) -> Table:
+def _waiting_table(found: Waiting) -> Table:
+    title = f"waiting, {found.agents:,} agents, {found.others:,} others wait"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    table.add_row("answered after the 202", f"{found.answered_p50_ms:g} ms (p99 {found.answered_p99_ms:g})")
+    table.add_row("in the index after the 202", f"{found.visible_p50_ms:g} ms")
+    table.add_row("answered beyond that", f"{found.beyond_p50_ms:g} ms")
+    return table
+
+
+def _table(title: str, lines: list[Line], questions: Sequence[Question]) -> Table:
     table = Table(title=title, title_justify="left", caption="p50 ms (p99 ms)", caption_justify="left")
     table.add_column("side")
-    asked = [question.name for question in QUESTIONS if any(line.question == question.name for line in lines)]
+    asked = [question.name for question in questions if any(line.question == question.name for line in lines)]
     for name in asked:
         table.add_column(name, justify="right")
     by_side: dict[str, dict[str, Line]] = {}
     for line in lines:
+        if line.question not in asked:
+            continue
         by_side.setdefault(line.side, {})[line.question] = line
     for side, found in by_side.items():
         table.add_row(side, *(_cell(found.get(name)) for name in asked))

@@ -6,6 +6,7 @@ import msgspec
 
 from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Line, Load
+from tests.bench.waiting import Waiting
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,3 +35,4 @@ class Results(msgspec.Struct, kw_only=True):
     lines: list[Line] = []
     loads: list[Load] = []
     ingestion: Ingestion | None = None
+    waiting: Waiting | None = None

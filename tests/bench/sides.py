@@ -14,7 +14,8 @@ from app.client import CapacityClient
 from app.index.keys import Keys
 from app.models.capacity import AgentCapacity, AvailableCapacity
 from tests.bench.fleets import AGENT_TYPE
-from tests.bench.questions import Answer, Promise, Question, Row
+from tests.bench.insights import client_call, told
+from tests.bench.questions import INSIGHT_KINDS, Answer, Promise, Question, Row
 
 OFFLINE_AFTER_S: Final = 86_400.0
 """Nobody falls silent during a run, however long it takes."""
@@ -94,6 +95,8 @@ class IndexSide:
     def ask(self, question: Question, turns: Sequence[int]) -> list[Timed]:
         vram_gb, cores, limit = question.min_vram_gb, question.min_cores, question.limit
         client, asked_ids = self._client, self._asked_ids
+        if question.kind in INSIGHT_KINDS:
+            return timed(client_call(client, question), turns)
         if question.kind == "one":
             return timed(lambda turn: client.get(asked_ids[turn % len(asked_ids)]), turns)
         if question.kind == "count":
@@ -101,6 +104,8 @@ class IndexSide:
         return timed(lambda _: client.find(vram_gb, cores, limit=limit), turns)
 
     def read(self, question: Question, raw: Any) -> Answer:
+        if question.kind in INSIGHT_KINDS:
+            return told(raw)
         if question.kind == "count":
             return int(raw)
         if question.kind == "one":

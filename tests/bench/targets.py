@@ -11,8 +11,16 @@ from tests.bench.fleets import FLEETS
 from tests.bench.ingestion import Ingestion
 from tests.bench.lookups import Phase
 from tests.bench.measure import Summary
-from tests.bench.questions import TOP_10, TOP_10_FOUR_BANDS, TOP_10_ONE_BAND
+from tests.bench.questions import (
+    EXPLAIN,
+    EXPLAIN_CORES,
+    EXPLAIN_VRAM,
+    TOP_10,
+    TOP_10_FOUR_BANDS,
+    TOP_10_ONE_BAND,
+)
 from tests.bench.results import Results
+from tests.bench.waiting import Waiting
 
 SIZE: Final = 100_000
 
@@ -54,7 +62,13 @@ class Figures:
 
 def targets(results: Results) -> list[Target]:
     figures = Figures(results)
-    return [*_at_most(figures), *_against_peers(figures), *_ingestion(results.ingestion)]
+    return [
+        *_at_most(figures),
+        *_insights(figures),
+        *_against_peers(figures),
+        *_ingestion(results.ingestion),
+        *_waiting(results.waiting),
+    ]
 
 
 def main_question(fleet: str) -> str:
@@ -116,6 +130,19 @@ def _at_most(figures: Figures) -> Iterator[Target]:
                     figures.p50_ms("bare FastAPI route", TOP_10.name),
                 ),
             )
+        ],
+    )
+
+
+def _insights(figures: Figures) -> Iterator[Target]:
+    search = figures.p50_ms("index", TOP_10.name)
+    yield _below(
+        "explain in every fleet, against a search for the ten best in the mixed one",
+        10.0,
+        [
+            (f"{fleet}, {name}", _ratio(figures.p50_ms("index", name, fleet=fleet), search))
+            for fleet in FLEETS
+            for name in (EXPLAIN.name, EXPLAIN_CORES.name, EXPLAIN_VRAM.name)
         ],
     )
 
@@ -189,6 +216,16 @@ def _ingestion(found: Ingestion | None) -> Iterator[Target]:
             asked="≤ 1 s behind, p50 ≤ 1.5x",
             measured=f"{behind / held.per_s:.2f} s behind, p50 {slower:.2f}x",
             met=behind <= held.per_s and slower <= 1.5,
+        )
+
+
+def _waiting(found: Waiting | None) -> Iterator[Target]:
+    if found is not None:
+        yield Target(
+            what=f"answer of a waiting search among {found.others:,} others, beyond the visibility delay",
+            asked="≤ 20 ms",
+            measured=f"{found.beyond_p50_ms:.1f} ms",
+            met=found.beyond_p50_ms <= 20,
         )
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tests.bench.questions import Answer, Promise, Question
+from tests.bench.insights import http_path, told_by_http
+from tests.bench.questions import INSIGHT_KINDS, Answer, Promise, Question
 from tests.bench.sides import SOCKET_TIMEOUT_S, Timed, parse_json, row_of_json, timed
 
 FLOOR_PATH: Final = "/bench-floor"
@@ -117,6 +118,9 @@ class HttpSide:
         if question.kind == "one":
             requests = [get(f"/api/v1/agents/{agent_id}/capacity") for agent_id in self._asked_ids]
             return timed(lambda turn: self._exchange(requests[turn % len(requests)]), turns)
+        if question.kind in INSIGHT_KINDS:
+            request = get(http_path(question))
+            return timed(lambda _: self._exchange(request), turns)
         request = get(
             f"/api/v1/agents/available-capacity?min_gpu_vram_gb={question.min_vram_gb}"
             f"&min_cpu_cores={question.min_cores}&limit={1 if question.kind == 'count' else question.limit}"
@@ -128,6 +132,8 @@ class HttpSide:
         lower = head.lower()
         if b"x-capacity-source" in lower:
             raise ConnectionError("the API answered from the record")
+        if question.kind in INSIGHT_KINDS:
+            return told_by_http(question, document)
         if question.kind == "count":
             return int(lower.partition(b"x-total-count:")[2].split(b"\r\n", 1)[0])
         rows = [document] if question.kind == "one" else document

@@ -172,7 +172,11 @@ def check_possible(answer: bool | None, query: CapacityQuery, fleet: list[Machin
         and (one.vram_total or 99) >= query.min_gpu_vram_gb
         and (one.physical or 99) >= query.min_cpu_cores
     ]
-    certain = [one for one in big_enough if one.vram_total and one.physical]
+    certain = [
+        one
+        for one in big_enough
+        if (one.vram_total and one.physical) or (one.placeable and one.has(query) and query.gpu_type is None)
+    ]
     assert answer == (True if certain else None if big_enough else False)
 
 

@@ -7,7 +7,8 @@
 --          8 GPU type, empty for any
 -- Result   {'epoch', the epoch in force or ''} when it is not the caller's, else {'ok', placeable agents,
 --          with enough VRAM, with enough cores, with both, silent with both, busy with both, cordoned with both,
---          whether a machine is big enough when idle: 1, 0, or -1 when some do not say how big they are}
+--          whether a machine is big enough when idle: 1, 0, or -1 when some do not say how big they are,
+--          or there are too many kinds of machines to look through}
 --!include common ladder sets
 
 local epoch = redis.call('GET', prefix .. ':epoch')
@@ -24,9 +25,12 @@ local function hidden(state)
 end
 
 -- Fleets are made of few kinds of machines. One of more kinds than this is not searched through.
-local most_shapes = 5000
+local most_shapes = 1000
+
+local both = count_in(enough_cores, min_vram)
 
 local function possible()
+    if both > 0 and ARGV[8] == '' then return 1 end
     local key = prefix .. ':' .. agent_type .. (pool ~= '' and ':pool:' .. pool or '') .. ':shapes'
     if redis.call('HLEN', key) > most_shapes then return -1 end
     local answer = 0
@@ -45,4 +49,4 @@ local function possible()
 end
 
 return {'ok', redis.call('ZCARD', by_vram), redis.call('ZCOUNT', by_vram, min_vram, '+inf'), with_cores,
-    count_in(enough_cores, min_vram), hidden(':silent'), hidden(':busy'), hidden(':cordoned'), possible()}
+    both, hidden(':silent'), hidden(':busy'), hidden(':cordoned'), possible()}
