@@ -28,6 +28,8 @@ def written_of(state: AgentState) -> Written:
     return (
         state.reported,
         state.status,
+        # Offline before and after, but by a later heartbeat: the next one would count as nothing new.
+        state.offline_at,
         state.registered_ms,
         state.forgotten_ms,
         None if holder is None else holder.boot_id,

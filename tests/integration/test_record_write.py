@@ -131,6 +131,15 @@ async def test_a_heartbeat_recorded_after_the_silence_that_followed_it_stays_off
     assert (found.status, found.last_heartbeat_at) == (AgentStatus.OFFLINE, moment(30))
 
 
+async def test_an_agent_that_is_declared_offline_again_and_again_comes_back(record: Record) -> None:
+    """In a batch that begins and ends with it offline, by another heartbeat each time."""
+    await record.writer.write([beat(0, heartbeat(1)), silence(91, 1, after_s=0)])
+    await record.writer.write([beat(100, heartbeat(1)), silence(191, 1, after_s=100)])
+    assert (await agent(record, 1)).status is AgentStatus.OFFLINE
+    await record.writer.write([beat(200, heartbeat(1))])
+    assert (await agent(record, 1)).status is AgentStatus.ONLINE
+
+
 async def test_events_form_a_chain(record: Record) -> None:
     batch = await record.writer.write(
         [
