@@ -84,4 +84,5 @@ while at <= #ARGV do
     end
     outcomes[#outcomes + 1] = outcome
 end
+write_totals()
 return outcomes

@@ -22,6 +22,7 @@ if state then
     local indexed = scoped(state.indexed, state.status, cordoned, redis.call('ZSCORE', silent_key, agent_id))
     change_state(kind, agent_id, state, {indexed = indexed, cordoned = cordoned})
 end
+write_totals()
 if cordoned then
     redis.call('ZADD', cordons_key, expires_ms ~= '' and expires_ms or '+inf', agent_id)
 else

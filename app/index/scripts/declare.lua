@@ -30,5 +30,6 @@ for i = 1, #found, 2 do
         append_transition(agent_id, 'offline', 'silent', state.last_id, note_change(agent_id, state.changes))
     end
 end
+write_totals()
 local declared = #found / 2
 return {declared, (not braked and declared == slice) and 1 or 0, braked and 1 or 0}

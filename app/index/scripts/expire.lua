@@ -22,4 +22,5 @@ for _, agent_id in ipairs(found) do
         redis.call('DEL', agent_key(agent_id))
     end
 end
+write_totals()
 return {dropped, #found - dropped}

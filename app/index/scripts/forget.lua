@@ -13,6 +13,7 @@ if not state then return false end
 change_state('forgotten', agent_id, state, {indexed = ''})
 state.indexed = ''
 recount(agent_id, state, nil)
+write_totals()
 redis.call('DEL', key)
 for _, set in ipairs({seen_key, silent_key, offline_key, prefix .. ':cordons'}) do
     redis.call('ZREM', set, agent_id)

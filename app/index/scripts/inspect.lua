@@ -64,4 +64,5 @@ for i = 3, #ARGV do
         end
     end
 end
+write_totals()
 return reply

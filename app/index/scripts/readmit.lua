@@ -25,4 +25,5 @@ for i = 1, #found, 2 do
         end
     end
 end
+write_totals()
 return #found / 2

@@ -79,8 +79,10 @@ while at <= #ARGV do
         redis.call('HSET', key, 'last_id', last_id, 'seen', seen, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
             'boots', ARGV[at + 4], 'fingerprint', ARGV[at + 5], 'machine', machine, 'indexed', indexed,
             unpack(ARGV, first, first + count - 1))
-        redis.call('PERSIST', key)
-        for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
+        if known[3] then
+            redis.call('PERSIST', key)
+            for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
+        end
         redis.call('ZADD', status == 'offline' and offline_key or seen_key, seen, agent_id)
         restored = restored + 1
     elseif state and state.cordoned ~= cordoned then
@@ -96,4 +98,5 @@ while at <= #ARGV do
     end
     at = first + count
 end
+write_totals()
 return restored

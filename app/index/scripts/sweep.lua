@@ -33,4 +33,5 @@ if newest ~= math.huge and taken < slice then
     taken = taken + take_out(redis.call('ZRANGE', seen_key, string.format('(%.0f', newest), '+inf',
         'BYSCORE', 'LIMIT', 0, slice - taken, 'WITHSCORES'))
 end
+write_totals()
 return taken

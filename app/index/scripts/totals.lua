@@ -10,8 +10,17 @@ local function parse_machine(machine)
     return string.match(machine, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
 end
 
+-- What a script adds up; `write_totals` at its end writes each sum once, however many agents it moved.
+local sums = {}
+
 local function add(key, field, amount)
-    if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
+    if amount == 0 then return end
+    local fields = sums[key]
+    if not fields then
+        fields = {}
+        sums[key] = fields
+    end
+    fields[field] = (fields[field] or 0) + amount
 end
 
 local function free_figures(indexed)
@@ -43,6 +52,8 @@ local function count(sign, machine, status, indexed, cordoned)
 end
 
 -- Which machines there are at all, for "never possible": shapes, pools and types with their numbers of agents.
+local numbers, pools = {}, {}
+
 local function enroll(sign, machine)
     local agent_type, pool, gpu, total, physical = parse_machine(machine)
     local by_type = prefix .. ':' .. agent_type
@@ -52,11 +63,32 @@ local function enroll(sign, machine)
         [by_type .. ':shapes'] = shape,
         [by_type .. ':pool:' .. pool .. ':shapes'] = shape,
     }) do
-        if redis.call('HINCRBY', key, field, sign) <= 0 then redis.call('HDEL', key, field) end
+        numbers[key] = numbers[key] or {}
+        numbers[key][field] = (numbers[key][field] or 0) + sign
     end
-    if tonumber(redis.call('ZINCRBY', by_type .. ':pools', sign, pool)) <= 0 then
-        redis.call('ZREM', by_type .. ':pools', pool)
-        redis.call('DEL', by_type .. ':totals:' .. pool)
+    pools[by_type] = pools[by_type] or {}
+    pools[by_type][pool] = (pools[by_type][pool] or 0) + sign
+end
+
+-- Every script that moves agents ends with it.
+local function write_totals()
+    for key, fields in pairs(sums) do
+        for field, amount in pairs(fields) do
+            if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
+        end
+    end
+    for key, fields in pairs(numbers) do
+        for field, number in pairs(fields) do
+            if number ~= 0 and redis.call('HINCRBY', key, field, number) <= 0 then redis.call('HDEL', key, field) end
+        end
+    end
+    for by_type, of_type in pairs(pools) do
+        for pool, number in pairs(of_type) do
+            if number ~= 0 and tonumber(redis.call('ZINCRBY', by_type .. ':pools', number, pool)) <= 0 then
+                redis.call('ZREM', by_type .. ':pools', pool)
+                redis.call('DEL', by_type .. ':totals:' .. pool)
+            end
+        end
     end
 end
 
