@@ -154,3 +154,58 @@ def test_files_are_kept_for_ever_and_pages_are_not(house: Headroom, open_page: O
     assert page.request.get(source.replace("/static/", "/static/x")).status == 404
     assert house.get("/").headers["cache-control"] == "no-store"
     assert json.loads(page.locator("#page-data").inner_text())["default_type"] == "desktop"
+
+
+WIDEST = {
+    "placeable": ("10,000", "of 10,000"),
+    "vram": ("10,239 GB", "of 10,239 GB"),
+    "cores": ("1,048,576", "of 1,048,576"),
+}
+
+
+@pytest.mark.parametrize("width", [320, 390, 620, 1000, 1280, 1440, 1920])
+def test_figures_stay_inside_their_tiles_at_every_width(open_page: Open, width: int) -> None:
+    page = open_page("/", viewport={"width": width, "height": 900})
+    until_live(page)
+    overflowing = page.evaluate(
+        """(widest) => {
+          for (const [name, [value, of]] of Object.entries(widest)) {
+            const tile = document.getElementById(`tile-${name}`);
+            tile.querySelector("span").textContent = value;
+            tile.querySelector("small").textContent = of;
+          }
+          return [...document.querySelectorAll(".tile")].flatMap((tile) => {
+            const edge = tile.getBoundingClientRect().right;
+            const beyond = (one) => one.getBoundingClientRect().right > edge;
+            return [...tile.querySelectorAll("span, small")].filter(beyond).map((one) => one.textContent);
+          });
+        }""",
+        WIDEST,
+    )
+    assert overflowing == []
+
+
+def test_words_of_a_table_are_not_cut_on_a_phone(house: Headroom, open_page: Open) -> None:
+    task = {"name": "much", "gpu_vram_gb": 5000, "cpu_cores": 64}
+    plan = house.post("/api/v1/plan", {"tasks": [task]}).json()
+    try:
+        page = open_page("/waiting", viewport={"width": 390, "height": 844})
+        until_live(page)
+        row = page.locator("#tasks tr", has_text="much")
+        expect(row).to_have_count(1)
+        cell = row.locator("td", has_text="desktop")
+        assert cell.evaluate("(one) => one.getClientRects()[0].height") == row.evaluate(
+            "(one) => one.getClientRects()[0].height"
+        )
+        lines = cell.evaluate(
+            """(one) => {
+              const range = document.createRange();
+              range.selectNodeContents(one);
+              return range.getClientRects().length;
+            }"""
+        )
+        assert lines == 1
+    finally:
+        with house.client as client:
+            task_id = plan["tasks"][0]["task_id"]
+            assert client.patch(f"/api/v1/status/{task_id}", json={"status": "cancelled"}).is_success
