@@ -78,7 +78,9 @@ class AsyncLinks:
             return await self._run(conversation)
         if self._places.locked():
             try:
-                await asyncio.wait_for(self._places.acquire(), self._timeout_s)
+                # Not wait_for: in Python 3.11 that swallows a caller's own timeout in the moment a place is free.
+                async with asyncio.timeout(self._timeout_s):
+                    await self._places.acquire()
             except TimeoutError as error:
                 raise IndexUnavailableError("All connections to the capacity index are taken") from error
         else:
