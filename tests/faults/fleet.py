@@ -299,9 +299,10 @@ class Lookups(Answers):
                 self._caller = Caller(self._port)
             one = self._agents[turn // 2 % len(self._agents)] if turn % 2 else None
             with contextlib.suppress(*_OUTAGES):
-                self._ask(one)
+                self.ask(one)
 
-    def _ask(self, one: AgentId | None) -> None:
+    def ask(self, one: AgentId | None) -> None:
+        """For this agent, or whom a search finds."""
         started = time.monotonic()
         answer = self._caller.call("GET", SEARCH if one is None else f"/api/v1/agents/{one}/capacity")
         took_s = time.monotonic() - started

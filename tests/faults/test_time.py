@@ -17,6 +17,7 @@ from tests.servers import ValkeyServer
 T = TypeVar("T")
 InWorld = Callable[[Callable[[World], Awaitable[T]]], T]
 
+INDEX_ONLY = frozenset({"index"})
 FLEET = 30
 LARGE = 120
 """More than a fleet without a brake has."""
@@ -88,6 +89,7 @@ def test_row_35_clock_is_set(row: Row, in_world: InWorld[int], shift_s: float, f
         return await offline_events(world)
 
     assert in_world(story) == 2
+    row.require_answers(sources=INDEX_ONLY)
     row.saw(f"{shift_s / 3600:+.0f} h, {first} first: searches right within 1 s, only the two silent ones offline")
 
 
@@ -119,6 +121,7 @@ def test_row_36_flapping(row: Row, in_world: InWorld[tuple[int, int]]) -> None:
     events, changes = in_world(story)
     assert changes == 21
     assert events <= 5
+    row.require_answers(sources=INDEX_ONLY)
     row.saw(f"marked; {changes} changes kept as {events} events; still found, in its place")
 
 
@@ -142,6 +145,7 @@ def test_row_38_ingestion_away(row: Row, in_world: InWorld[int]) -> None:
         return await offline_events(world)
 
     assert in_world(story) == 0
+    row.require_answers(sources=INDEX_ONLY)
     row.saw("ingestion away for 300 s: searches empty meanwhile, nobody declared offline afterwards")
 
 
@@ -170,6 +174,7 @@ def test_row_38_most_of_the_fleet_is_silent(row: Row, in_world: InWorld[tuple[in
     soon, late = in_world(story)
     assert soon < 40
     assert late == 100
+    row.require_answers(sources=INDEX_ONLY)
     row.saw(f"100 of 120 left the searches at once, {soon} were declared offline by then, all 100 in the end")
 
 

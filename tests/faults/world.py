@@ -340,7 +340,7 @@ class World:
         found: set[AgentId] = set()
         after = None
         while True:
-            page = await self.search(limit=10_000, after=after)
+            page = await self.search(limit=1_000, after=after)
             assert page is not None
             found |= {row.agent_id for row in page.agents}
             after = page.cursor
