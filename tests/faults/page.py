@@ -146,7 +146,7 @@ def _rows(figures: RowsFigures | None) -> Iterator[str]:
     if figures is not None:
         held = sum(row.held for row in figures.rows.values())
         tests = sum(row.tests for row in figures.rows.values())
-        verdict = f"{len(figures.rows)} rows, {held} held"
+        verdict = f"{len(figures.rows)} {'row' if len(figures.rows) == 1 else 'rows'}, {held} held"
         yield f"{verdict}: {tests} tests in {figures.minutes:g} minutes, {figures.measured}."
         yield ""
     yield from _table("row", "fault", "what happens", "held", "lookups p99", "slowest")

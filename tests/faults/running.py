@@ -42,7 +42,7 @@ class RowsResult(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> str:
-        return f"{len(self.rows)} rows, {self.held} held"
+        return f"{len(self.rows)} {'row' if len(self.rows) == 1 else 'rows'}, {self.held} held"
 
 
 class RunFailedError(Exception):

@@ -256,7 +256,8 @@ class RedisDeath:
         self._server.kill()
         if self._power_cut:
             before = [size for at, size in self._sizes if at < died_at - _CUT_S]
-            os.truncate(self._file(), before[-1] if before else 0)
+            # What was there when it began to be watched is older than that.
+            os.truncate(self._file(), before[-1] if before else self._sizes[0][1])
             self._sizes.clear()
 
     def start(self) -> None:

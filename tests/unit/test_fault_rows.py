@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.faults.command import main
 from tests.faults.page import DOCS, read_figures, with_figures, write_figures
 from tests.faults.recovery import Answered, FlushResult, OutageResult, RecoveryResult
 from tests.faults.rows import KEPT_FOR_CLAIMS, ROWS, row_of
-from tests.faults.running import RowResult, RowsResult
+from tests.faults.running import RowResult, RowsResult, rows_table
 from tests.faults.simulation import History, Simulated
 from tests.faults.storm import StormResult
 from tests.faults.telling import Ended
@@ -67,6 +69,21 @@ def test_list_shows_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == len(ROWS)
 
 
+def test_a_row_that_did_not_hold_and_one_without_a_test_are_shown_as_that() -> None:
+    ended = Ended(5, "test_row_05_x[a]", "it was [broken]", "", held=False, took_s=1.0, error="no [b] there")
+    result = RowsResult(
+        took_s=1.0,
+        rows=[RowResult(5, "x", held=False, tests=[ended]), RowResult(7, "another fault", held=False, tests=[])],
+    )
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(rows_table(result))
+    shown = console.export_text()
+    assert "it was [broken]" in shown
+    assert "no [b] there" in shown
+    assert "there is no test" in shown
+    assert result.verdict == "2 rows, 0 held"
+
+
 def test_the_page_shows_the_figures_that_are_kept() -> None:
     text = (DOCS / "reliability.md").read_text(encoding="utf-8")
     assert with_figures(text, read_figures()) == text, "run scripts/faults --page"
@@ -87,7 +104,7 @@ def test_the_page_takes_every_figure(tmp_path: Path) -> None:
     ]
     for result in results:
         page = write_figures(result, docs=tmp_path).read_text()
-    for shown in ("1 rows, 0 held", "| **no** | 3.2 ms |", "clock 7,777", "8,765,432", "5,432", "4.6 s", "12 ms"):
+    for shown in ("1 row, 0 held", "| **no** | 3.2 ms |", "clock 7,777", "8,765,432", "5,432", "4.6 s", "12 ms"):
         assert shown in page
     assert "not yet" not in page
     assert "Not measured yet" not in page
