@@ -169,6 +169,7 @@ async def work_for_a_second(world: World, *, applied: int) -> None:
         await world.record_round()
     world.advance(1)
     await world.watch.look()
+    await world.receive()
     await world.reaper.sweep()
 
 
