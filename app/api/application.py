@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.edge import Edge
-from app.api.openapi import components
+from app.api.openapi import add_examples, components
 from app.api.problems import add_problem_handlers
 from app.api.routes import OPERATIONS, PAGES
 from app.api.wiring import State
@@ -26,6 +26,7 @@ class _Api(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             document.setdefault("components", {})["schemas"] = components(OPERATIONS)
+            add_examples(document, OPERATIONS)
             self.openapi_schema = document
         return self.openapi_schema
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.body import JSON, MSGPACK
+from app.api.examples import problem_example
 from app.api.problems import PROBLEM_TYPE, STATUS_OF
 from app.api.query import Parameter
 
@@ -94,12 +95,21 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         for status, codes in self.fault_codes.items():
             fault: dict[str, Any] = {
                 "description": "Code: " + ", ".join(f"`{code}`" for code in codes),
-                "content": {PROBLEM_TYPE: {"schema": {"$ref": REF.format(name="Problem")}}},
+                "content": {
+                    PROBLEM_TYPE: {
+                        "schema": {"$ref": REF.format(name="Problem")},
+                        "examples": {code: self._problem(code) for code in codes},
+                    }
+                },
             }
             if status in {429, 503}:
                 fault["headers"] = {"Retry-After": _header("Retry-After")}
             responses[status] = {**fault, **responses.get(status, {})}
         return responses
+
+    def _problem(self, code: str) -> dict[str, Any]:
+        # Not by reference: RapiDoc follows none here.
+        return {"value": problem_example(code, self.failed if code == "internal_error" else None)}
 
     def _parameters(self) -> list[dict[str, Any]]:
         in_path = []
