@@ -31,6 +31,7 @@ from tests.servers import wait_until
 
 DESK = (1440, 900)
 PHONE = (390, 844)
+IN_PHONE = 334  # what a page on a phone leaves for a frame
 AGENTS = 1_200
 _DAY_MS = 86_400_000
 _SLOT_MS = 300_000
@@ -69,8 +70,10 @@ def shots(agent_id: str) -> Iterator[Shot]:
         "agent": (f"?agent_id={agent_id}", (420, 128)),
     }
     for name, (query, size) in widgets.items():
+        path = f"/widgets/{name}{query}"
         for scheme in ("light", "dark"):
-            yield Shot(f"widget-{name}-{scheme}", f"/widgets/{name}{query}", size=size, scheme=scheme, whole=False)
+            yield Shot(f"widget-{name}-{scheme}", path, size=size, scheme=scheme, whole=False)
+        yield Shot(f"widget-{name}-phone", path, size=(IN_PHONE, size[1]), whole=False)
 
 
 def for_docs(agent_id: str) -> Iterator[Shot]:
@@ -154,8 +157,8 @@ def take(browser: Browser, house: Headroom, shot: Shot, folder: Path) -> None:
         base_url=house.url,
         viewport={"width": width, "height": height},
         color_scheme="dark" if shot.scheme == "dark" else "light",
-        is_mobile=shot.size == PHONE,
-        has_touch=shot.size == PHONE,
+        is_mobile=shot.name.endswith("-phone"),
+        has_touch=shot.name.endswith("-phone"),
     )
     try:
         page = context.new_page()

@@ -14,7 +14,7 @@ function show(waiting) {
   setText(byId("subtitle"), searches.length ? `${plural(waiters, "call")} for ${plural(searches.length, "different search", "different searches")}` : "Who asked for more than there is, and waits for it");
   byId("waiting-empty").hidden = searches.length > 0;
   byId("waiting").replaceChildren(...searches.map((one) => h("tr", {},
-    h("td", {}, h("a", { href: `/?${new URLSearchParams({ vram: one.min_gpu_vram_gb, cores: one.min_cpu_cores, ...(one.agent_type !== "desktop" && { type: one.agent_type }), ...(one.pool_name && { pool: one.pool_name }), ...(one.gpu_type && { gpu: one.gpu_type }) })}` }, size(one))),
+    h("td", { class: "wants" }, h("a", { href: `/?${new URLSearchParams({ vram: one.min_gpu_vram_gb, cores: one.min_cpu_cores, ...(one.agent_type !== "desktop" && { type: one.agent_type }), ...(one.pool_name && { pool: one.pool_name }), ...(one.gpu_type && { gpu: one.gpu_type }) })}` }, size(one))),
     h("td", {}, one.agent_type), h("td", {}, one.pool_name ?? "any"), h("td", {}, one.gpu_type ?? "any"),
     h("td", { class: "num" }, count(one.waiters)), h("td", { class: "num" }, span(one.longest_wait_s)))));
 }
@@ -24,7 +24,7 @@ function showTasks(tasks) {
   setText(byId("tasks-empty"), tasks === null ? "The record is away." : "No task is pending.");
   byId("tasks").replaceChildren(...(tasks ?? []).map((task) => h("tr", {},
     h("td", { class: "name" }, h("a", { href: `/api/v1/status/${task.task_id}` }, task.name)),
-    h("td", {}, wants({ vram: task.gpu_vram_gb, cores: task.cpu_cores, memory: task.memory_gb })),
+    h("td", { class: "wants" }, wants({ vram: task.gpu_vram_gb, cores: task.cpu_cores, memory: task.memory_gb })),
     h("td", {}, task.agent_type), h("td", {}, task.pool_name ?? "any"), h("td", {}, task.gpu_type ?? "any"),
     h("td", { class: "name" }, h("a", { href: `/api/v1/plan/${task.plan_id}` }, task.plan_id)))));
 }
