@@ -69,7 +69,7 @@ async def read_keys(index: Index) -> dict[str, dict[str, float]]:
     async for raw in client.scan_iter(match=f"{index.keys.prefix}:*", count=500):
         key = raw.decode()
         name = key.removeprefix(f"{index.keys.prefix}:")
-        if name in SKIPPED | LIVENESS or name.startswith("lease:") or AGENT.fullmatch(name):
+        if name in SKIPPED | LIVENESS or name.startswith(("lease:", "memory-wanted:")) or AGENT.fullmatch(name):
             continue
         kind = await client.type(key)
         if kind == b"string":

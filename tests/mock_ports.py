@@ -11,6 +11,7 @@ from app.api.wiring import Ports as WiredPorts
 from app.api.wiring import wire
 from app.errors import IndexUnavailableError
 from app.main import create_app
+from app.models.fleet import FleetPage
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from app.service.clock import SystemClock
@@ -27,6 +28,7 @@ class Ports:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings.model_validate(settings)
         self.index = AsyncMock()
+        self.index.page.return_value = FleetPage(agents=[], version=StreamId(0))
         self.feed = AsyncMock()
         self.insight = AsyncMock()
         self.health = AsyncMock()

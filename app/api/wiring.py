@@ -118,7 +118,9 @@ def wire(settings: Settings, ports: Ports) -> Wiring:
         gauges=Gauges(ports.insight, ports.health, timeout_s=settings.redis_timeout_s),
         draining=asyncio.Event(),
         agents=AgentService(ports.index, ports.recorded_agents),
-        cordons=CordonService(ports.cordons, ports.index, ports.recorded_agents, ports.recorded_cordons),
+        cordons=CordonService(
+            ports.cordons, ports.index, ports.recorded_agents, ports.fleet, ports.recorded_cordons
+        ),
         fleet=FleetService(ports.fleet, ports.recorded_agents),
         intake=HeartbeatIntake(
             ports.log,

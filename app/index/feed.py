@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis.asyncio as aredis
 
 from app.index.changes import parse_change
+from app.index.clock import IndexClock
 from app.index.connect import unavailable
+from app.index.execute import run
 from app.index.keys import Keys
+from app.index.scripts import Call, load
 from app.index.stream import stream_entries
 from app.models.change import Change, ChangeKind
 from app.models.identity import StreamId
@@ -18,14 +22,16 @@ from app.telemetry import FEED_UNREADABLE
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 500
+_MOST_AMOUNTS: Final = 500
 
 
 class RedisFeed:
     """Implements `ChangeFeed` on one shard. `client` blocks; its socket timeout lies above the block time."""
 
-    def __init__(self, client: aredis.Redis, keys: Keys) -> None:
+    def __init__(self, client: aredis.Redis, keys: Keys, clock: IndexClock) -> None:
         self._client = client
         self._keys = keys
+        self._clock = clock
 
     async def newest(self) -> StreamId:
         with unavailable():
@@ -49,6 +55,13 @@ class RedisFeed:
             # Nothing is there yet, or the feed's own reset was trimmed.
             return [Change(version=start, kind=ChangeKind.RESET), *changes]
         return changes
+
+    async def want_memory(self, amounts_gb: Sequence[float]) -> None:
+        now_ms = self._clock.now_ms()
+        arguments = ("" if now_ms is None else now_ms, _MOST_AMOUNTS, *map(repr, amounts_gb[:_MOST_AMOUNTS]))
+        with unavailable():
+            if not await run(self._client, Call(load("want_memory"), self._keys.prefix, arguments)):
+                log.info("Searches wait for more than %d different amounts of memory", _MOST_AMOUNTS)
 
     async def _lost(self, after: StreamId) -> bool:
         """Whether what comes after that version is not all there: trimmed, or flushed and begun anew."""

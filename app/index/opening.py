@@ -45,6 +45,7 @@ class Index:
         self._settings = settings
         self._clients = [client]
         self._links = links
+        self._clock = clock
         self.keys = Keys()
         self.epochs = EpochGuard(client, self.keys, read_run_id=read_run_id)
         self.capacity = RedisIndex(
@@ -74,10 +75,10 @@ class Index:
     def feed(self) -> RedisFeed:
         """A reader of the change feed, with a connection of its own to block on."""
         if self._settings.redis_url is None:
-            return RedisFeed(self._clients[0], self.keys)
+            return RedisFeed(self._clients[0], self.keys, self._clock)
         client = connect_reader(self._settings, purpose="feed")
         self._clients.append(client)
-        return RedisFeed(client, self.keys)
+        return RedisFeed(client, self.keys, self._clock)
 
     def index_reader(self) -> GroupReader:
         return self._reader(GROUP_INDEX, self._settings.ingest_batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -12,8 +12,9 @@ import msgspec
 from app.errors import AgentArchivedError, AgentNotFoundError, RecordUnavailableError
 from app.models.agent import MAX_PAGE, AgentFilter
 from app.models.cordon import Cordon
+from app.models.fleet import MAX_FLEET_PAGE, FleetAgent
 from app.models.identity import AgentId, StreamId
-from app.service.ports import AgentRecord, CapacityIndex, CordonIndex, CordonRecord
+from app.service.ports import AgentRecord, CapacityIndex, CordonIndex, CordonRecord, FleetIndex
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,22 @@ class CordonService:
         index: where cordons are enforced.
         capacity: tells agents that are not cordoned from unknown ones.
         agents: the registry, which names the agents of a filter.
+        fleet: names those that the registry does not know yet.
         record: keeps cordons through the loss of the index.
     """
 
     def __init__(
-        self, index: CordonIndex, capacity: CapacityIndex, agents: AgentRecord, record: CordonRecord
+        self,
+        index: CordonIndex,
+        capacity: CapacityIndex,
+        agents: AgentRecord,
+        fleet: FleetIndex,
+        record: CordonRecord,
     ) -> None:
         self._index = index
         self._capacity = capacity
         self._agents = agents
+        self._fleet = fleet
         self._record = record
 
     async def change(self, agent_id: AgentId, cordon: Cordon | None) -> Cordoned:
@@ -76,21 +84,36 @@ class CordonService:
             RecordUnavailableError: nobody can say which agents these are; nothing was changed.
             IndexUnavailableError: some may have been changed already. Repeating it is harmless.
         """
-        agents = changed = 0
-        recorded, more = True, True
+        known: set[AgentId] = set()
+        changed, recorded = 0, True
+        async for named in self._named(wanted):
+            ids = [agent_id for agent_id in named if agent_id not in known]
+            positions = await self._change_each(ids, cordon)
+            recorded = await self._keep(positions, cordon) and recorded
+            known.update(ids)
+            changed += len(positions)
+        agents = len(known)
+        log.info("%s %d of %d agents", "Uncordoned" if cordon is None else "Cordoned", changed, agents)
+        return Cordoned(agents=agents, changed=changed, recorded=recorded)
+
+    async def _named(self, wanted: AgentFilter) -> AsyncIterator[list[AgentId]]:
+        """From the record, and from the index those that the recorder has yet to bring; some of them twice."""
         page_of = msgspec.structs.replace(wanted, limit=MAX_PAGE, after=None)
+        more = True
         while more:
             page = await self._agents.list_agents(page_of)
             ids = [agent.agent_id for agent in page.agents]
-            positions = await self._change_each(ids, cordon)
-            recorded = await self._keep(positions, cordon) and recorded
-            agents += len(ids)
-            changed += len(positions)
+            yield ids
             more = page.more and bool(ids)
             if more:
                 page_of = msgspec.structs.replace(page_of, after=ids[-1])
-        log.info("%s %d of %d agents", "Uncordoned" if cordon is None else "Cordoned", changed, agents)
-        return Cordoned(agents=agents, changed=changed, recorded=recorded)
+        cursor: str | None = None
+        while True:
+            fleet = await self._fleet.page(limit=MAX_FLEET_PAGE, cursor=cursor)
+            yield [agent.agent_id for agent in fleet.agents if _is_named(agent, wanted)]
+            cursor = fleet.cursor
+            if cursor is None:
+                return
 
     async def _change(self, agent_id: AgentId, cordon: Cordon | None) -> StreamId | None:
         if cordon is None:
@@ -126,3 +149,8 @@ class CordonService:
             log.warning("The record is away: the recorder brings %d cordons later", len(positions))
             return False
         return True
+
+
+def _is_named(agent: FleetAgent, wanted: AgentFilter) -> bool:
+    filters = ("agent_type", "pool_name", "status", "gpu_type", "hostname")
+    return all(getattr(wanted, name) in {None, getattr(agent, name)} for name in filters)

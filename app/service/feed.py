@@ -100,6 +100,10 @@ class FeedHub:
             del self._reaching[reached]
         return self._position or StreamId(0)
 
+    async def want_memory(self, amounts_gb: Sequence[float]) -> None:
+        """As `ChangeFeed.want_memory`. Raises IndexUnavailableError."""
+        await self._feed.want_memory(amounts_gb)
+
     def _reached(self, version: StreamId) -> bool:
         return self._position is not None and self._position >= version
 

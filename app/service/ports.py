@@ -81,6 +81,13 @@ class ChangeFeed(Protocol):
         """
         ...
 
+    async def want_memory(self, amounts_gb: Sequence[float]) -> None:
+        """For at least 15 s the feed tells of agents whose free main memory grows past one of these.
+
+        It tells of no other change of memory: nearly every heartbeat brings one. At most 500 amounts in all.
+        """
+        ...
+
 
 class FleetInsight(Protocol):
     """Answers about the whole fleet, from counts and slices. Every call may raise IndexUnavailableError."""

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 16
 _LOOK_EVERY_S: Final = 5.0
+_WANT_EVERY_S: Final = 5.0
 _LOOKS_PER_S: Final = 200.0
 """With more distinct searches than this allows every 5 s, each is looked at less often."""
 
@@ -105,6 +106,7 @@ class WaitingService:
         self._due: list[tuple[float, int, _Group]] = []
         self._ticket = count()
         self._draining = False
+        self._want_at = 0.0
 
     async def find(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         """As `OrchestratorService.find`, but an answer without agents is given only after `wait_s`.
@@ -168,6 +170,11 @@ class WaitingService:
                 self._schedule(group)
         if self._groups and not self._hub.live:
             await self._join_hub()
+        if now >= self._want_at:
+            self._want_at = now + _WANT_EVERY_S
+            amounts_gb = {query.min_memory_gb for query in self._groups if query.min_memory_gb}
+            if amounts_gb:
+                await self._want_memory(sorted(amounts_gb))
 
     def _count(self, query: CapacityQuery, change: int) -> None:
         self._waiting += change
@@ -210,6 +217,12 @@ class WaitingService:
         if not self._groups:
             self._hub.leave(self)
 
+    async def _want_memory(self, amounts_gb: Sequence[float]) -> None:
+        try:
+            await self._hub.want_memory(amounts_gb)
+        except IndexUnavailableError:
+            log.debug("The feed tells of no memory: searches for it are looked at now and then")
+
     def _open(self, query: CapacityQuery) -> _Group:
         group = self._groups[query] = _Group(query)
         self._thresholds.setdefault((query.agent_type, query.pool_name), Thresholds()).add(query)
@@ -221,6 +234,8 @@ class WaitingService:
     async def _enter(self, group: _Group) -> None:
         try:
             await self._join_hub()
+            if group.query.min_memory_gb:
+                await self._want_memory([group.query.min_memory_gb])
             await self._pause("registered")
         except Exception as unforeseen:  # noqa: BLE001  # theirs to answer: nobody awaits this task
             group.looking = None

@@ -9,7 +9,7 @@ import pytest
 from app.index.clock import ManualClock
 from app.record import open_record
 from app.settings import Settings
-from tests.indexing import agent_id, heartbeat, index_settings, opened_index
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.logs import START_MS
 from tests.serving import http_client
 from tests.stack import Stack
@@ -82,6 +82,19 @@ async def test_a_whole_pool_at_once(settings: Settings) -> None:
         assert await stack.search() == list(range(40, 0, -2))
         await cordon(stack, "/api/v1/agents?pool_name=a", lift=True)
         assert len(await stack.search()) == 40
+        await record.close()
+
+
+async def test_a_whole_pool_is_cordoned_with_those_that_the_record_does_not_know_yet(settings: Settings) -> None:
+    clock = ManualClock(START_MS)
+    async with opened_index(settings, clock=clock) as index:
+        record = open_record(settings)
+        stack = Stack(index, record, settings, clock)
+        await stack.report(heartbeat(1, pool_name="a"))
+        await index.log.append([heartbeat(2, pool_name="a"), heartbeat(3, pool_name="b")])
+        await apply_everything(index)
+        await cordon(stack, "/api/v1/agents?pool_name=a")
+        assert await stack.search() == [3]
         await record.close()
 
 

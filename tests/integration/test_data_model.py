@@ -33,6 +33,8 @@ def as_documented(key: str) -> str:
     match key.split(":"):
         case [prefix, ("agent" | "lease") as kind, _]:
             return f"{prefix}:{kind}:{'<uuid>' if kind == 'agent' else '<duty>'}"
+        case [prefix, "memory-wanted", _]:
+            return f"{prefix}:memory-wanted:<slot>"
         case [prefix, _, ("silent" | "cordoned" | "busy"), *rest]:
             assert as_documented(":".join([prefix, "desktop", *rest])) in documented("## Redis")
             return f"{prefix}:<type>:<state>:…"
@@ -76,6 +78,7 @@ async def everything_once(index: Index, clock: ManualClock, client: Any) -> None
     await index.log.append([heartbeat(5, cores=13, pool_name="a pool")])
     assert await index.upkeep.note_jump(5_000)
     await index.upkeep.receive("me", gap_s=10)
+    await index.feed().want_memory([16.0])
     assert await index.upkeep.lease("reaper", "me", ttl_s=60)
     client.xadd(index.keys.heartbeats, {"heartbeat": "broken"}, id=f"{clock.now_ms()}-*")
     await apply_everything(index)

@@ -10,9 +10,10 @@ import pytest
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.index.placement import from_ms
-from app.models.capacity import AgentStatus
+from app.models.capacity import AgentStatus, GpuType
 from app.models.change import Change, ChangeKind
 from app.models.cordon import Cordon
+from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import StreamId
 from app.telemetry import FEED_UNREADABLE
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
@@ -125,6 +126,45 @@ async def test_a_reader_is_told_when_the_feed_was_lost(index: Index, clock: Manu
             (ChangeKind.RESET, None),
             (ChangeKind.CAPACITY, agent_id(2)),
         ]
+
+
+def with_memory(number: int, gb: float, **fields: Any) -> Heartbeat:
+    metrics = ResourceMetrics(gpu_vram_available_gb=8.0, cpu_cores_available=4, memory_available_gb=gb)
+    return heartbeat(number, resource_metrics=metrics, **fields)
+
+
+async def test_it_tells_of_memory_that_grows_past_what_somebody_waits_for(
+    index: Index, clock: ManualClock
+) -> None:
+    feed = index.feed()
+
+    async def told(*heartbeats: Heartbeat) -> int:
+        place = await feed.newest()
+        for beat in heartbeats:
+            await index.log.append([beat])
+            await apply_everything(index)
+        return len(await feed.read(place, block_s=0.01))
+
+    assert await told(with_memory(1, 4.0), with_memory(2, 4.0, status=AgentStatus.BUSY)) == 2
+    assert await told(with_memory(1, 64.0), with_memory(1, 4.0)) == 0
+    await feed.want_memory([16.0, 32.5])
+    clock.advance(20)
+    assert await told(with_memory(1, 15.9), with_memory(2, 64.0, status=AgentStatus.BUSY)) == 0
+    assert await told(with_memory(1, 16.0)) == 1
+    assert await told(with_memory(1, 20.0), with_memory(1, 12.0)) == 0
+    assert await told(with_memory(1, 64.0), with_memory(1, 65.0)) == 1
+    clock.advance(30)
+    assert await told(with_memory(1, 4.0), with_memory(1, 64.0)) == 0
+
+
+async def test_it_tells_of_another_kind_of_gpu(index: Index) -> None:
+    for number, gpu_type in enumerate((GpuType.NVIDIA, GpuType.AMD, GpuType.AMD)):
+        metrics = ResourceMetrics(
+            gpu_vram_available_gb=8.0, cpu_cores_available=4, gpu_type=gpu_type, cpu_percent=float(number)
+        )
+        await index.log.append([heartbeat(1, resource_metrics=metrics)])
+        await apply_everything(index)
+    assert [kind for kind, _, _ in await kinds(index, 1)] == [ChangeKind.CAPACITY] * 2
 
 
 async def test_what_cannot_be_read_makes_everybody_start_over_and_stops_nobody(index: Index) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +42,7 @@ class PlayedIndex:
         self.feed_away = False
         self.looks = 0
         self.slow_s = 0.0
+        self.wanted_gb: set[float] = set()
         self._changes: list[Change] = []
         self._version = 0
         self._changed = asyncio.Event()
@@ -94,6 +95,11 @@ class PlayedIndex:
         ]
         await asyncio.sleep(self.slow_s)
         return CapacityPage(agents=found, total=len(found))
+
+    async def want_memory(self, amounts_gb: Sequence[float]) -> None:
+        if self.feed_away:
+            raise IndexUnavailableError
+        self.wanted_gb.update(amounts_gb)
 
     async def newest(self) -> StreamId:
         await asyncio.sleep(0)
@@ -288,6 +294,25 @@ async def test_an_unforeseen_error_reaches_the_waiters() -> None:
         played.set(1, 8.0, 4)
         with pytest.raises(ZeroDivisionError):
             await answer
+
+
+async def test_for_which_memory_somebody_waits_is_said_before_the_second_look_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.service.waiting._WANT_EVERY_S", 0.01)
+    played = PlayedIndex()
+    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(5):
+        answers = [
+            asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0, min_memory_gb=gb), wait_s=60))
+            for gb in (0.0, 16.0, 32.0)
+        ]
+        await wait_until_async(lambda: played.wanted_gb == {16.0, 32.0})
+        played.wanted_gb.clear()
+        await wait_until_async(lambda: played.wanted_gb == {16.0, 32.0})
+        played.feed_away = True
+        await asyncio.sleep(0.05)
+        played.set(1, 8.0, 4)
+        assert all(page.agents for page in await asyncio.gather(*answers))
 
 
 async def test_an_unforeseen_error_while_registering_leaves_nobody_stuck() -> None:

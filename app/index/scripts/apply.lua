@@ -8,10 +8,12 @@
 --          machine ("type pool gpu_type total_vram_gb physical_cores", the last three "-" when not said),
 --          number of the strings that follow: field, value, field, value…
 -- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
---!include common order ladder place feed totals flapping
+--!include common order ladder place feed totals flapping memory
 
 local offline_after_ms = tonumber(ARGV[2])
 local outcomes = {}
+local wanted_key = memory_key(0)
+local memory_wanted = redis.call('EXISTS', wanted_key) == 1
 
 -- Where the agent belongs and as what it counts, from what its heartbeat says and what was known.
 local function settle(old, status, place, machine)
@@ -27,14 +29,26 @@ local function settle(old, status, place, machine)
         cordoned = old.cordoned}
 end
 
+-- Whether a search that waits for memory may find the agent now and did not before.
+local function memory_helps(agent_id, before)
+    local after = redis.call('HGET', agent_key(agent_id), 'memory_available_gb')
+    return after and tonumber(after) > tonumber(before or '0')
+        and redis.call('ZCOUNT', wanted_key, '(' .. (before or '0'), after) > 0
+end
+
 -- Brings sets, totals and feed in line.
-local function follow(agent_id, old, new)
+local function follow(agent_id, old, new, memory_before)
     move(agent_id, old.indexed, new.indexed)
     recount(agent_id, old.status and old.machine and old, new)
-    local moved = old.indexed ~= new.indexed
-    if moved or old.status ~= new.status then
-        local agent_type, pool = parse_machine(new.machine)
-        publish(moved and 'capacity' or 'status', agent_id, agent_type, pool, new.indexed, new.status)
+    local agent_type, pool, gpu = parse_machine(new.machine)
+    local found = old.indexed ~= new.indexed
+    if not found and free_figures(new.indexed) == 1 then
+        -- What filters see has changed, though the sets do not know it.
+        found = select(3, parse_machine(old.machine)) ~= gpu
+            or (memory_wanted and memory_helps(agent_id, memory_before))
+    end
+    if found or old.status ~= new.status then
+        publish(found and 'capacity' or 'status', agent_id, agent_type, pool, new.indexed, new.status)
     end
 end
 
@@ -64,10 +78,11 @@ while at <= #ARGV do
             local old = {status = was, indexed = known[6] or '', machine = known[9],
                 cordoned = known[10] and known[10] ~= '' or false}
             local new = settle(old, status, place, machine)
+            local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
             redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
                 boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
                 'machine', new.machine, unpack(ARGV, first, first + count - 1))
-            follow(agent_id, old, new)
+            follow(agent_id, old, new, memory_before)
         end
         if status == 'offline' then
             redis.call('ZREM', seen_key, agent_id)
