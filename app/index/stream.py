@@ -16,7 +16,7 @@ from app.index.connect import is_missing_group, send, unavailable
 from app.index.execute import run
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, Keys
 from app.index.placement import decode_cordon
-from app.index.scripts import Call, load
+from app.index.scripts import Argument, Call, load
 from app.models.heartbeat import Heartbeat, decode, encode
 from app.models.identity import AgentId, StreamId
 from app.models.log import LogEntry
@@ -145,7 +145,6 @@ class GroupReader:
         if taken := await self._take_over():
             self._may_have_pending = True
             return taken
-        # Only before the next read does Redis tell what was trimmed unread.
         await self._note_lost()
         entries = stream_entries(await self._group_read(">", block_ms=self._block_ms))
         self._may_have_pending = bool(entries)
@@ -153,11 +152,16 @@ class GroupReader:
 
     async def _note_lost(self, gone: Sequence[bytes] = ()) -> None:
         """Counts what was trimmed before this group had processed it: `gone`, which was read, and what was not."""
+        self._count_lost(await self._run("lost", *gone))
+
+    def _count_lost(self, entries: int) -> None:
+        if entries:
+            STREAM_LOST.labels(group=self._group).inc(entries)
+            _log.error("Log entries were trimmed before they were processed", group=self._group, entries=entries)
+
+    async def _run(self, script: str, *arguments: Argument) -> Any:
         noted = int(self._group == GROUP_RECORD)
-        lost = await run(self._client, Call(load("gap"), self._keys.prefix, ("", self._group, noted, *gone)))
-        if lost:
-            STREAM_LOST.labels(group=self._group).inc(lost)
-            _log.error("Log entries were trimmed before they were processed", group=self._group, entries=lost)
+        return await run(self._client, Call(load(script), self._keys.prefix, ("", self._group, noted, *arguments)))
 
     async def _group_read(self, after: str, *, block_ms: int | None) -> Any:
         return await self._client.xreadgroup(
@@ -167,18 +171,13 @@ class GroupReader:
     async def _take_over(self) -> list[_RawEntry]:
         if time.monotonic() < self._next_takeover:
             return []
-        reply = await self._client.xautoclaim(
-            self._keys.heartbeats,
-            self._group,
-            self._consumer,
-            self._takeover_after_ms,
-            start_id=self._takeover_cursor,
-            count=self._batch,
+        self._takeover_cursor, found, lost = await self._run(
+            "take_over", self._consumer, self._takeover_after_ms, self._takeover_cursor, self._batch
         )
-        self._takeover_cursor = reply[0]
-        if gone := reply[2]:
-            await self._note_lost(gone)
-        entries = [(entry_id, fields) for entry_id, fields in reply[1] if fields is not None]
+        self._count_lost(lost)
+        entries: list[_RawEntry] = [
+            (entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in found
+        ]
         if not entries and self._takeover_cursor == b"0-0":
             self._next_takeover = time.monotonic() + self._takeover_after_ms / 2000
         return entries

@@ -401,7 +401,8 @@ def world_settings(redis_url: str, record_url: str, **changes: Any) -> Settings:
         stream_block_s=0.001,
         takeover_after_s=0.001,
         offline_after_s=OFFLINE_AFTER_S,
-        **changes,
+        # A busy machine is no outage.
+        **{"redis_timeout_s": 10, "stream_timeout_s": 15, "database_timeout_s": 30, **changes},
     )
 
 
