@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
-import msgspec
-
 from app.index.keys import Keys
 from app.index.lookup import Steps
 from app.index.session import Commands, Session
@@ -114,10 +112,6 @@ def wait(
     after = yield from newest(keys)
     while True:
         page = yield from session.find(query, steps(query))
-        while not page.agents and page.cursor is not None:
-            # It stopped early, after very many agents that its filters refused.
-            further = msgspec.structs.replace(query, after=page.cursor)
-            page = yield from session.find(further, steps(further))
         look_at = time.monotonic() + _LOOK_EVERY_S
         helped = False
         while not helped and not page.agents and time.monotonic() < min(deadline, look_at):

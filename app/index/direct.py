@@ -19,6 +19,7 @@ from redis import exceptions as redis_errors
 from app.errors import HeadroomError
 from app.index import changes
 from app.index.clock import IndexClock, ServerClock
+from app.index.epoch import OtherServerError
 from app.index.insight import Insights
 from app.index.keys import Keys
 from app.index.links import FAULTS, AsyncLinks, Conversation, options
@@ -79,13 +80,13 @@ class DirectIndex:
         self._idle: deque[_Link] = deque()
 
     def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        steps = partial(self._lookups.find, with_total=with_total)
+        steps = partial(self._lookups.find, with_total=with_total, to_the_end=True)
         return self._run(lambda session: session.find(query, steps(query), with_total=with_total))
 
     def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         """As `find`; an answer without agents is given only after `wait_s`."""
         deadline = time.monotonic() + wait_s
-        steps = partial(self._lookups.find, with_total=False)
+        steps = partial(self._lookups.find, with_total=False, to_the_end=True)
         block_s = self._timeout_s / 2
         return self._run(
             lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)
@@ -137,8 +138,9 @@ class DirectIndex:
             return self._run_anew(conversation)
         try:
             return self._run_on(link, conversation)
-        except redis_errors.ConnectionError:
-            # The server restarted, or cut an idle connection; the others are as old. Lookups may be repeated.
+        except (redis_errors.ConnectionError, OtherServerError):
+            # The server restarted, was replaced, or cut an idle connection; the others are as old. Lookups may be
+            # repeated.
             self._drop_idle()
             return self._run_anew(conversation)
         except FAULTS as error:
@@ -153,6 +155,10 @@ class DirectIndex:
     def _run_on(self, link: _Link, conversation: Conversation[T]) -> T:
         try:
             answer = link.run(conversation(link.session))
+        except OtherServerError:
+            # Given back, it would lead to the replaced server for as long as that one lives.
+            link.connection.disconnect()
+            raise
         except HeadroomError:
             self._give_back(link)
             raise
@@ -191,12 +197,12 @@ class AsyncDirectIndex:
         self._insights = Insights(self._keys, self._lookups)
 
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:
-        steps = partial(self._lookups.find, with_total=with_total)
+        steps = partial(self._lookups.find, with_total=with_total, to_the_end=True)
         return await self._links.run(lambda session: session.find(query, steps(query), with_total=with_total))
 
     async def wait(self, query: CapacityQuery, *, wait_s: float) -> CapacityPage:
         deadline = time.monotonic() + wait_s
-        steps = partial(self._lookups.find, with_total=False)
+        steps = partial(self._lookups.find, with_total=False, to_the_end=True)
         block_s = self._timeout_s / 2
         return await self._links.run(
             lambda session: changes.wait(session, self._keys, query, steps, deadline=deadline, block_s=block_s)

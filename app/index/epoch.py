@@ -34,11 +34,17 @@ class Epoch(msgspec.Struct, frozen=True):
         return f"{self.opened_ms} {self.layout} {self.run_id}"
 
 
+class OtherServerError(IndexRebuildingError):
+    """The epoch was opened on another run of a server, perhaps one that has taken this one's place."""
+
+
 def trusted_epoch(text: bytes, run_id: str) -> str:
     """The epoch as found in Redis. Raises IndexRebuildingError when that run of the server may not be trusted."""
     found = Epoch.parse(text.decode("ascii", "replace"))
-    if found is None or found.layout != LAYOUT or found.run_id != run_id:
+    if found is None or found.layout != LAYOUT:
         raise IndexRebuildingError
+    if found.run_id != run_id:
+        raise OtherServerError
     return str(found)
 
 

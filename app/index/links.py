@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from app.errors import HeadroomError, IndexUnavailableError
 from app.index.clock import IndexClock
+from app.index.epoch import OtherServerError
 from app.index.keys import Keys
 from app.index.packing import packing
 from app.index.session import Commands, Session, domain_error
@@ -94,15 +95,16 @@ class AsyncLinks:
         self._closed = True
         self._drop_idle()
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.shutdown(wait=False)
 
     async def _run(self, conversation: Conversation[T]) -> T:
         if not self._idle:
             return await self._run_anew(conversation)
         try:
             return await self._run_on(self._idle.pop(), conversation)
-        except redis_errors.ConnectionError:
-            # The server restarted, or cut an idle connection; the others are as old. Lookups may be repeated.
+        except (redis_errors.ConnectionError, OtherServerError):
+            # The server restarted, was replaced, or cut an idle connection; the others are as old. Lookups may be
+            # repeated.
             self._drop_idle()
             return await self._run_anew(conversation)
         except FAULTS as error:
@@ -115,13 +117,17 @@ class AsyncLinks:
             raise domain_error(error) from error
 
     async def _connected(self) -> _Link:
+        if self._closed:
+            raise IndexUnavailableError("The connections to the capacity index are closed")
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_CONNECTING, "headroom-connect")
         connection: Any = self._connection_class(**self._options)
         connecting = self._threads.submit(connection.connect)
         try:
-            await asyncio.wrap_future(connecting)
-        except asyncio.CancelledError:
+            # The threads may all be busy with a server that does not answer.
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.wrap_future(connecting)
+        except (asyncio.CancelledError, TimeoutError):
             # The thread may be about to connect all the same.
             connecting.add_done_callback(lambda _: connection.disconnect())
             raise
@@ -130,6 +136,10 @@ class AsyncLinks:
     async def _run_on(self, link: _Link, conversation: Conversation[T]) -> T:
         try:
             answer = await self._converse(link.connection, conversation(link.session))
+        except OtherServerError:
+            # Given back, it would lead to the replaced server for as long as that one lives.
+            link.connection.disconnect()
+            raise
         except HeadroomError:
             self._give_back(link)
             raise

@@ -176,21 +176,19 @@ class Lookups:
         self._offline_after_ms = offline_after_ms
         self._skip = skip
 
-    def find(self, query: CapacityQuery, *, with_total: bool) -> Steps[CapacityPage]:
+    def find(self, query: CapacityQuery, *, with_total: bool, to_the_end: bool = False) -> Steps[CapacityPage]:
         """Everything that fits, up to the limit, slice by slice; never short because of silent agents.
 
         A filter that the sets do not know may refuse a whole fleet: after `_MOST_SLICES` the page ends where the
-        search stands, with a cursor to go on from.
+        search stands, with a cursor to go on from, unless it is to go `to_the_end` by itself.
         """
         agents: list[AvailableCapacity] = []
         listed: set[AgentId] = set()
         total: int | None = None
         after, more, silent, slices = query.after, True, 0, 0
         while more and len(agents) < query.limit:
-            if slices == _MOST_SLICES:
+            if slices == _MOST_SLICES and not to_the_end:
                 return CapacityPage(agents=agents, more=True, total=total, stopped_at=after)
-            # Silent agents are swept out of the way: they do not count.
-            slices += silent == 0
             found = yield from self._slice(
                 query, query.limit - len(agents), after, with_total=with_total and total is None, wide=silent > 0
             )
@@ -204,6 +202,8 @@ class Lookups:
                     listed.add(agent_id)
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     self._skip(agent_id)
+            # Silent agents are swept out of the way: a slice of little else does not count.
+            slices += 2 * found.silent < SLICE
             silent += found.silent
             if silent > _SILENT_BOUND:
                 yield sweep_call(self._keys, self._clock.now_ms(), self._offline_after_ms)
@@ -228,7 +228,7 @@ class Lookups:
     def count(self, query: CapacityQuery) -> Steps[int]:
         """How many fit; with a filter that the sets do not know, they are found one by one."""
         if not query.counted:
-            page = yield from self.find(query, with_total=False)
+            page = yield from self.find(query, with_total=False, to_the_end=True)
             return len(page.agents)
         reply = yield lambda epoch: count_call(self._keys, query, epoch=epoch)
         return int(reply[1])

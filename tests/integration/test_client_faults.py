@@ -28,6 +28,7 @@ from app.client.route import FALLBACK_FOR_S, Route
 from app.index.keys import Keys
 from app.models.capacity import CapacityQuery
 from app.models.identity import StreamId
+from tests.faults.proxy import Proxy
 from tests.indexing import agent_id, index_settings, opened_index
 from tests.planning import KINDS, SILENT, api, asker, fill, fill_record, machine, numbers
 from tests.servers import ValkeyServer, free_port, start_valkey, wait_until
@@ -184,6 +185,24 @@ async def test_a_restarted_server_with_asyncio(valkey_url: str) -> None:
                 await client.find(40)
             async with opened_index(index_settings(server.url)):
                 assert numbers(await client.find(40)) == [4]
+
+
+async def test_a_server_that_was_replaced_is_left(valkey: ValkeyServer, valkey_url: str) -> None:
+    """The old primary lives on as a replica of the new one, and connections to it stay open."""
+    fleet = [machine(9, 64.0, 8)]
+    with await asyncio.to_thread(start_valkey) as newer, Proxy(valkey.port) as proxy:
+        await asyncio.to_thread(fill, newer.url, heartbeats=fleet)
+        url = f"redis://127.0.0.1:{proxy.port}"
+        async with AsyncCapacityClient(url, timeout_s=10.0) as tasks:
+            with CapacityClient(url, timeout_s=10.0) as client:
+                assert numbers(await asyncio.to_thread(client.find, 40)) == numbers(await tasks.find(40)) == [4]
+                proxy.target = newer.port
+                with valkey.client() as old, newer.client() as new:
+                    old.set(Keys().epoch, new.get(Keys().epoch))
+                for _ in range(2):
+                    assert numbers(await asyncio.to_thread(client.find, 40)) == [9]
+                    assert numbers(await tasks.find(40)) == [9]
+                assert proxy.connections == 2
 
 
 def test_a_new_epoch_is_learnt_on_the_same_connection(redis_url: str) -> None:

@@ -116,6 +116,20 @@ def test_search_says_where_the_answer_comes_from(ask: Ask, redis_url: str) -> No
     assert (numbers(page.agents), page.more, page.total) == ([5], False, None)
 
 
+def test_a_search_of_very_many_agents_does_not_stop_on_the_way(
+    ask: Ask, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.index.lookup, "SLICE", 5)
+    monkeypatch.setattr(app.index.lookup, "_MOST_SLICES", 2)
+    fill(
+        redis_url,
+        heartbeats=[machine(1, 1.0, 8, gpu_type=GpuType.AMD), *(machine(n, 9.0, 8) for n in range(2, 41))],
+    )
+    assert len(ask(lambda client: client.find())) == 40
+    assert ask(lambda client: client.count(gpu_type="nvidia")) == 39
+    assert numbers(ask(lambda client: client.find(gpu_type="amd", limit=1))) == [1]
+
+
 @pytest.mark.parametrize("filtered", [False, True])
 def test_pages_and_slices_are_followed_to_the_end(
     ask: Ask, redis_url: str, monkeypatch: pytest.MonkeyPatch, *, filtered: bool

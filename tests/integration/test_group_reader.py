@@ -13,6 +13,7 @@ from app.errors import IndexRebuildingError, IndexUnavailableError
 from app.index.opening import Index
 from app.models.capacity import CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
+from app.models.identity import StreamId
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.servers import wait_until_async
 from workers.ingest import Ingest
@@ -173,6 +174,8 @@ async def test_a_filter_that_refuses_everybody_ends_its_page_in_bounded_time(
     await index.log.append([heartbeat(n, vram=8.0) for n in range(600)])
     await index.log.append([heartbeat(700, vram=1.0, resource_metrics=OF_AMD)])
     await apply_everything(index)
+    # One that fell silent makes no difference.
+    await index.upkeep.apply([(StreamId(1_700_000_000_000), heartbeat(701, vram=9.0))])
     query = CapacityQuery(gpu_type=GpuType.AMD, limit=10)
     pages = [await index.capacity.find(query)]
     while pages[-1].cursor is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import pytest
 
-from app.client import AsyncCapacityClient
+from app.client import AsyncCapacityClient, IndexUnavailableError
+from app.index import links
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Proxy
 from tests.planning import fill, machine, numbers
@@ -62,6 +65,24 @@ async def test_a_reply_in_pieces_is_put_together(
     for _ in range(3):
         assert numbers(await client.find()) == everybody
     assert await client.count(31) == 30
+
+
+async def test_nobody_queues_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More callers than threads that connect: all are told in time, and nobody connects for them later."""
+    monkeypatch.setattr(links, "_CONNECTING", 1)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        async with AsyncCapacityClient(url, timeout_s=0.2) as client:
+            ends = await asyncio.gather(*(client.find(59) for _ in range(40)), return_exceptions=True)
+        assert [type(end) for end in ends] == [IndexUnavailableError] * 40
+        server.setblocking(False)
+        tried = 0
+        with suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
+                tried += 1
+    # One thread would have tried for 0.2 s forty times in a row.
+    assert 0 < tried < 20
 
 
 async def test_whoever_is_cancelled_while_connecting_leaves_no_connection(
