@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import __version__
 from app.api.edge import Edge
 from app.api.openapi import add_examples, components
 from app.api.problems import add_problem_handlers
@@ -44,7 +44,7 @@ def build_api(lifespan: Lifespan) -> FastAPI:
     app = _Api(
         title="Headroom",
         summary="Which machines have this much GPU memory and this many CPU cores free, right now?",
-        version=_version(),
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -76,10 +76,3 @@ def build_api(lifespan: Lifespan) -> FastAPI:
     )
     app.add_middleware(Edge)
     return app
-
-
-def _version() -> str:
-    try:
-        return version("headroom")
-    except PackageNotFoundError:  # run from a checkout that was not installed
-        return "0"
