@@ -28,6 +28,8 @@ Commands = Generator[Batch, list[Any], T]
 
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 
+_REFUSED_IN_SCRIPT: Final = "ACL failure in script"
+
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +122,8 @@ def _script(call: Call) -> Commands[Any]:
 
 def domain_error(error: Exception) -> HeadroomError:
     """What a planner is told of a fault of Redis or of the way to it."""
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+    refused = isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError)
+    if refused or _REFUSED_IN_SCRIPT in str(error):
         return IndexUnavailableError(
             "The capacity index refuses this user, its password, or a command that lookups need"
         )

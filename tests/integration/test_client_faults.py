@@ -339,6 +339,8 @@ def test_a_user_who_may_only_read_is_enough(kind: str) -> None:
         assert numbers(ask(lambda client: client.find(limit=5))) == [1]
         assert ask(lambda client: client.count(1, 8)) == 202
         assert ask(lambda client: client.get(agent_id(1))).gpu_vram_available_gb == 10.0
+        with pytest.raises(IndexUnavailableError, match="refuses this user"):
+            ask(lambda client: client.explain())
         with server.client() as plain:
             assert plain.zcard(Keys().silent) == 0
 

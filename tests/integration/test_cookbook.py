@@ -57,6 +57,12 @@ def test_the_documented_user_is_enough_for_planners_and_functions() -> None:
             assert numbers(lookups.find(gpu_type="amd", max_age_s=60)) == [5]
             assert lookups.count(12, 9) == 2
             assert lookups.get(agent_id(SILENT)).gpu_vram_available_gb == 40.0
+            assert lookups.find(500, wait_s=0.01) == []
+            assert {miss.agent_id for miss in lookups.explain(12, 128).nearest} >= {agent_id(4)}
+            assert lookups.explain(12, 8, gpu_type="amd", min_memory_gb=1000).fitting == 0
+            assert lookups.fit(12, 8).agents == 3
+            assert {row.pool_name for row in lookups.summary()} == {"default", "training"}
+            assert next(iter(lookups.events(after="0-0"))).version
         with connect(planner) as client:
             for line in LINES:
                 if line.command.startswith("FCALL_RO"):
