@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any, Final, Literal
 
+import redis.asyncio as aredis
+
 from app.errors import CapacityUnknownError, IndexUnavailableError, RecordUnavailableError
 from app.index.clock import ManualClock
 from app.index.opening import Index, open_index
@@ -110,6 +112,7 @@ class World:
         self._boots = 0
         self._recorded_before_flush = StreamId(0)
         self._jumped_s = -OFFLINE_AFTER_S
+        self._jumps: list[tuple[float, float]] = []
         self._flushed = False
         self._set_back = False
         self._unwatched = False
@@ -276,6 +279,7 @@ class World:
         if noticed:
             await self.watch.look()
         self._jumped_s = self.steady_s
+        self._jumps.append((self.steady_s, seconds))
 
     async def flush(self) -> None:
         """FLUSHALL: what was not recorded yet is gone, and only that."""
@@ -318,9 +322,10 @@ class World:
         raise AssertionError(f"it does not become quiet: {why}")
 
     async def differences(self) -> list[str]:
-        client = self.index.capacity._client
-        # A transition may have been flushed before it was recorded.
-        found = await differences(client, self.record, self.reporters.values(), events=not self._flushed)
+        # Reads whole sets: not within the time that a lookup has.
+        async with aredis.Redis.from_url(self.settings.redis_url or "", socket_timeout=60) as client:
+            # A transition may have been flushed before it was recorded.
+            found = await differences(client, self.record, self.reporters.values(), events=not self._flushed)
         return [*found, *self.false_offline]
 
     async def search(self, **wanted: Any) -> CapacityPage | None:
@@ -359,12 +364,21 @@ class World:
                 continue
             # A heartbeat from before the clock was set back looks fresh when that time comes again. Reapers take
             # such agents out; without one for all that time they come back.
-            too_long = self._surely_silent_s(agent_id) > 2 * limit_s and not self._unwatched
+            too_long = self._surely_silent_s(agent_id) > self._longest_s(agent_id) and not self._unwatched
             if agent_id in found and (too_long or not online):
                 wrong.append(f"{agent_id}: found after {silent_s} s of silence, last {self.said[agent_id]}")
             if agent_id not in found and online and silent_s < limit_s:
                 wrong.append(f"{agent_id}: not found {silent_s} s after its heartbeat")
         return wrong
+
+    def _longest_s(self, agent_id: AgentId) -> float:
+        """After so much silence nobody may be found. Each jump of the clock gives everybody time to report; one
+        backwards, unless it is too long to be mistaken, takes the agent's last heartbeat with it.
+        """
+        limit_s = self.settings.offline_after_s
+        since = [seconds for at_s, seconds in self._jumps if at_s >= self.heard_s[agent_id][-1]]
+        mistaken_s = sum(-seconds for seconds in since if -2 * limit_s <= seconds < 0)
+        return 2 * limit_s + mistaken_s + max(0, len(since) - 1) * limit_s
 
     def _surely_silent_s(self, agent_id: AgentId) -> float:
         """An entry that had to be given an id of the future counts as received when it was applied."""

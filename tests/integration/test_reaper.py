@@ -357,7 +357,7 @@ async def test_who_was_taken_out_before_a_jump_was_noticed_is_put_back(
     assert TransitionKind.OFFLINE not in [kind for who, kind, _ in await transitions(index) if who != agent_id(1)]
 
 
-@pytest.mark.parametrize("shift", [3600, -3600])
+@pytest.mark.parametrize("shift", [3600, -120, -3600])
 async def test_a_jump_while_ingest_lags_takes_nobody_out(index: Index, clock: ManualClock, shift: float) -> None:
     watch = ClockWatch(index.upkeep)
     await watch.look()
@@ -448,3 +448,19 @@ async def test_four_changes_within_ten_minutes_mark_an_agent_as_flapping(index: 
     reader = index.record_reader()
     marks = [entry.body.flapping for entry in await reader.read() if isinstance(entry.body, Transition)]
     assert marks == [False, False, False, True, True]
+
+
+async def test_a_grace_lasts_until_what_came_during_it_is_applied(index: Index, clock: ManualClock) -> None:
+    await report(index, 1, 2)
+    # As after a rebuild from a record that is older than the silence that makes an agent offline.
+    clock.advance(OFFLINE_AFTER_S + 1)
+    await index.upkeep.begin_rebuild("again", None)
+    assert await index.upkeep.open_epoch("again")
+    assert await reaper(index).sweep() == 0
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await index.log.append([heartbeat(1)])
+    clock.advance(2)
+    assert await reaper(index).sweep() == 0
+    await apply_everything(index)
+    assert await reaper(index).sweep() == 1
+    assert await found(index) == [agent_id(1)]

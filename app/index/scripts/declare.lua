@@ -7,10 +7,12 @@
 --          4 the brake lets one in this many of the fleet through
 --          5 who takes heartbeats in says so at least this often (ms)
 -- Result   {agents declared, 1 when there may be more to declare at once, 1 when the brake held}
---!include common ladder place feed totals state flapping
+--!include common ladder place feed totals state flapping horizon
 
 local silent = redis.call('ZCARD', silent_key)
-if silent == 0 or now < tonumber(redis.call('GET', prefix .. ':grace') or 0) then return {0, 0, 0} end
+if silent == 0 then return {0, 0, 0} end
+-- A grace has not passed before what was received during it has been applied.
+if judged_until() < tonumber(redis.call('GET', prefix .. ':grace') or 0) then return {0, 0, 0} end
 -- Far in the past or in the future: nobody takes heartbeats in, or the clock was set and nobody has noticed yet.
 local receiver = redis.call('ZRANGE', prefix .. ':receivers', 0, 0, 'REV', 'WITHSCORES')
 if receiver[2] and math.abs(now - tonumber(receiver[2])) > tonumber(ARGV[5]) then return {0, 0, 0} end

@@ -2,7 +2,7 @@
 
 -- Up to when silence may be judged: the receive time up to which the index group has applied everything.
 -- What is still in the stream may hold a heartbeat of just the agent that looks silent.
-local function judged_until(jumped_ms)
+local function judged_until()
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
     if groups.err then return now end -- no stream: nothing was ever received, nothing is unapplied
     local delivered
@@ -17,13 +17,16 @@ local function judged_until(jumped_ms)
         local pending = redis.call('XPENDING', stream, 'index')
         if pending[1] > 0 then oldest_id = pending[2] end
     end
-    local until_ms = oldest_id and tonumber((split_id(oldest_id))) or now
-    if until_ms <= now then return until_ms end
-    -- After the clock was set back ids run ahead of it and do not say when an entry came. What was applied last
-    -- was seen when it was applied.
+    if not oldest_id then return now end
+    local until_ms = tonumber((split_id(oldest_id)))
+    -- After the clock was set back ids stand still ahead of it, and do not say when an entry came, not even once
+    -- the clock has caught up with them. What was applied last was seen when it was applied.
+    local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'ahead_ms')
+    local undated = jump[2] and until_ms > tonumber(jump[1]) and until_ms <= tonumber(jump[2])
+    if until_ms <= now and not undated then return until_ms end
     local last = redis.call('ZRANGE', seen_key, string.format('%.0f', now), '-inf', 'BYSCORE', 'REV',
         'LIMIT', 0, 1, 'WITHSCORES')
-    return tonumber(last[2] or jumped_ms or now)
+    return tonumber(last[2] or jump[1] or now)
 end
 
 -- The window of `seen` that counts as alive. Until silence has been judged for offline_after_ms since the server's
@@ -31,7 +34,7 @@ end
 -- set back left in the future; after that the future is no sign of life.
 local function alive_window(offline_after_ms)
     local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'shift_ms')
-    local oldest, newest = judged_until(jump[1]), now
+    local oldest, newest = judged_until(), now
     if jump[1] and oldest - tonumber(jump[1]) < offline_after_ms then
         oldest = oldest - math.max(0, tonumber(jump[2]))
         newest = math.huge

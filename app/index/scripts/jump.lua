@@ -17,7 +17,13 @@ if known[1] then
     -- A jump on the heels of another (by the time before it): agents may have been seen before both.
     if math.abs(now - shift - at) < tonumber(ARGV[3]) then total = total + math.max(0, tonumber(known[2])) end
 end
+-- How far ids run ahead: new ones stand still until the clock has caught up with the last one.
+local ahead = 0
+local info = redis.pcall('XINFO', 'STREAM', stream)
+for i = 1, info.err and 0 or #info, 2 do
+    if info[i] == 'last-generated-id' then ahead = tonumber((split_id(info[i + 1]))) end
+end
 redis.call('HSET', clock_key, 'at_ms', string.format('%.0f', now), 'shift_ms', string.format('%.0f', total),
-    'last_shift_ms', string.format('%.0f', shift))
+    'last_shift_ms', string.format('%.0f', shift), 'ahead_ms', string.format('%.0f', ahead))
 redis.call('SET', prefix .. ':grace', string.format('%.0f', now + tonumber(ARGV[3])))
 return 1
