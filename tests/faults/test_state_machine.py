@@ -149,11 +149,12 @@ def machine(valkey_server: ValkeyServer, tmp_path: Path) -> type[Machine]:
     return Machine
 
 
+@pytest.mark.timeout(300)
 def test_machine(machine: type[Machine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
