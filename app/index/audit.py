@@ -31,6 +31,10 @@ _SEARCHED: Final = re.compile(
 Totals = dict[str, dict[str, int]]
 
 
+_BEYOND_REPAIR: Final = b"its hash lacks fields"
+"""What the agent counted as is lost with them: only a rebuild brings the totals in line again."""
+
+
 class IndexAudit:
     """Every call may raise IndexUnavailableError."""
 
@@ -57,7 +61,12 @@ class IndexAudit:
         for part in _parts(agent_ids, _INSPECT_SLICE):
             reply = await self._run("inspect", int(repair), *part)
             findings += [
-                Finding(where="index", subject=agent_id.decode(), what=what.decode(), repaired=repair)
+                Finding(
+                    where="index",
+                    subject=agent_id.decode(),
+                    what=what.decode(),
+                    repaired=repair and what != _BEYOND_REPAIR,
+                )
                 for agent_id, what in zip(reply[::2], reply[1::2], strict=True)
             ]
         return findings

@@ -25,6 +25,9 @@ _SCANNED: Final = 1_000
 
 _Hash = dict[bytes, bytes]
 
+_FIELDS: Final = frozenset(b"status agent_type pool_name hostname boot_id seq last_id indexed machine".split())
+"""Of every agent that is no tombstone; inspect.lua names the same."""
+
 
 class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as its hash has it.
@@ -58,7 +61,7 @@ class IndexStates:
         meanwhile could be missed in both.
         """
         async for page in self._hashes():
-            if agents := [_read(*one) for one in page if b"status" in one[1]]:
+            if agents := [_read(*one) for one in page if _is_whole(one[1])]:
                 yield agents
 
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
@@ -105,9 +108,14 @@ class IndexStates:
         return list(zip(agent_ids, await pipeline.execute(), strict=True))
 
 
+def _is_whole(raw: _Hash) -> bool:
+    """False for a tombstone, and for what somebody has damaged, which the audit reports."""
+    return raw.keys() >= _FIELDS
+
+
 def _log_of(agent_id: AgentId, raw: _Hash) -> list[LogEntry]:
     if b"status" in raw:
-        return entries_of(_read(agent_id, raw))
+        return entries_of(_read(agent_id, raw)) if _is_whole(raw) else []
     # A tombstone knows nothing but the entry by which the agent was forgotten.
     if b"last_id" not in raw:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -33,6 +34,12 @@ _MARKS_KEPT_MS: Final = 86_400_000
 
 APPLY_SLICE: Final = 8
 """Heartbeats per script call: about a millisecond of Redis's time when every value of every agent changed."""
+
+_SHORT_S: Final = 0.000_6
+_LONG_S: Final = 0.001_2
+"""Script calls that take less together are sent with more of them the next time, and with fewer above this."""
+
+_MOST_AT_ONCE: Final = 8
 
 BRAKED_FLEET: Final = 100
 """Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
@@ -85,6 +92,7 @@ class Upkeep:
         self._clock = clock
         self._offline_after_ms = round(offline_after_s * 1000)
         self._forget_after_ms = round(forget_after_d * 86_400_000)
+        self._at_once = 1
 
     async def apply(self, heartbeats: Sequence[tuple[StreamId, Heartbeat]]) -> list[Outcome]:
         """Applies heartbeats in the order given. Repeating it changes nothing."""
@@ -92,8 +100,19 @@ class Upkeep:
             self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
             for part in _slices(heartbeats, APPLY_SLICE)
         ]
+        replies: list[Any] = []
         with unavailable():
-            replies = await run_all(self._client, calls)
+            while calls:
+                # Redis runs everything it has read of a pipeline before it turns to a lookup: never more at once
+                # than takes a moment.
+                together, calls = calls[: self._at_once], calls[self._at_once :]
+                started = time.perf_counter()
+                replies += await run_all(self._client, together)
+                took_s = time.perf_counter() - started
+                if took_s > _LONG_S:
+                    self._at_once = max(1, self._at_once // 2)
+                elif took_s < _SHORT_S:
+                    self._at_once = min(_MOST_AT_ONCE, self._at_once * 2)
         return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
 
     async def sweep(self) -> int:

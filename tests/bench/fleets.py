@@ -70,15 +70,14 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
         vram_gb, cores = self.draw(number, self.size, (drawn >> 32) / _HALF, (drawn & 0xFFFFFFFF) / _HALF)
         return Figures(round(vram_gb, 2), cores, (drawn >> 20) % 1600 / 100)
 
-    def machine(self, number: int, beat: int = 0) -> tuple[float, int]:
-        """What it has in all by the heartbeat number `beat`: VRAM of its best GPU in GB, and physical cores."""
-        figures = self.figures(number, beat)
-        return max(24.0, figures.vram_gb), max(8, figures.cores)
+    def machine(self, number: int) -> tuple[float, int]:
+        """What it has in all, whatever is free: VRAM of its best GPU in GB, and physical cores."""
+        return _kind(number) if self.draw is _mixed else (_VRAM_TOTALS[-1], _CORE_TOTALS[-1])
 
     def heartbeat(self, number: int, beat: int, *, seq: int | None = None) -> Heartbeat:
         """The heartbeat with the figures of `beat`; `seq` is counted on where the figures stay the same."""
         figures = self.figures(number, beat)
-        vram_total_gb, cores_physical = self.machine(number, beat)
+        vram_total_gb, cores_physical = self.machine(number)
         return Heartbeat(
             agent_id=self.agent_id(number),
             agent_type=AGENT_TYPE,
@@ -138,9 +137,14 @@ def _mix(value: int) -> int:
     return value ^ value >> 31
 
 
-def _mixed(number: int, _size: int, a: float, b: float) -> tuple[float, int]:
+def _kind(number: int) -> tuple[float, int]:
     kind = _mix(number + 3)
-    return a * _VRAM_TOTALS[kind % 7], int(b * (_CORE_TOTALS[kind // 7 % 8] + 1))
+    return _VRAM_TOTALS[kind % 7], _CORE_TOTALS[kind // 7 % 8]
+
+
+def _mixed(number: int, _size: int, a: float, b: float) -> tuple[float, int]:
+    vram_total_gb, cores = _kind(number)
+    return a * vram_total_gb, int(b * (cores + 1))
 
 
 def _unlucky(number: int, size: int, a: float, b: float) -> tuple[float, int]:

@@ -82,6 +82,18 @@ DAMAGES: list[tuple[str, list[tuple[Any, ...]]]] = [
 ]
 
 
+@pytest.mark.parametrize("fields", [("machine",), ("last_id", "pool_name")])
+async def test_a_hash_that_lacks_fields_is_reported(
+    index: Index, record: Record, fleet: None, fields: tuple[str, ...]
+) -> None:
+    """What it counted as is lost with it: only a rebuild puts that right."""
+    client: Any = index.capacity._client
+    await client.hdel(index.keys.agent(agent_id(3)), *fields)
+    for repair in (False, True):
+        found = [one for one in await audit(index, record, repair=repair) if one.what == "its hash lacks fields"]
+        assert [(one.subject, one.repaired) for one in found] == [(agent_id(3), False)]
+
+
 @pytest.mark.parametrize(("where", "commands"), DAMAGES)
 async def test_damage_to_the_index_is_found_and_put_right(
     index: Index, record: Record, fleet: None, where: str, commands: list[tuple[Any, ...]]

@@ -30,10 +30,22 @@ local function check_place(agent_id, place)
     end
 end
 
+-- What every agent's hash has; a tombstone has no status. app/index/states.py names the same.
+local function broken(agent_id)
+    local fields = redis.call('HMGET', agent_key(agent_id), 'status', 'agent_type', 'pool_name', 'hostname',
+        'boot_id', 'seq', 'last_id', 'indexed', 'machine')
+    for i = 2, fields[1] and 9 or 0 do
+        if not fields[i] then return true end
+    end
+    return false
+end
+
 for i = 3, #ARGV do
     local agent_id = ARGV[i]
     local state = read_state(agent_id)
-    if state then
+    if state and broken(agent_id) then
+        report(agent_id, 'its hash lacks fields')
+    elseif state then
         local seen, silent, offline = redis.call('ZSCORE', seen_key, agent_id),
             redis.call('ZSCORE', silent_key, agent_id), redis.call('ZSCORE', offline_key, agent_id)
         local right = (state.status == 'offline') == (offline and true or false)

@@ -6,7 +6,7 @@
 --          4 agent type   5 pool (encoded, empty for any)   6 min free VRAM   7 the threshold
 --          8 how many are enough
 -- Result   {'epoch', the epoch in force or ''} when it is not the caller's, else
---          {'ok', cores, 1 where fewer than enough are below the threshold}
+--          {'ok', cores}; 1 core where fewer than enough are below the threshold
 --!include common ladder sets
 
 local epoch = redis.call('GET', prefix .. ':epoch')
