@@ -59,7 +59,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
             )
             wired = wire(settings, ports)
             app.state.drain = wired.drain
-            beat = ReceiverBeat(index.upkeep, consumer_name())
+            beat = ReceiverBeat(index.upkeep, consumer_name(), refused=wired.intake.take_refused)
             loops: Sequence[Loop] = [beat, ClockWatch(index.upkeep), wired.hub, wired.waiting, wired.planner]
             await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
             yield {"wiring": wired}

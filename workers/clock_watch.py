@@ -27,6 +27,7 @@ class ClockWatch:
     def __init__(self, upkeep: Upkeep) -> None:
         self._upkeep = upkeep
         self._distance_ms: int | None = None
+        self._shift_ms = 0
 
     async def run_once(self) -> None:
         await self.look()
@@ -37,12 +38,15 @@ class ClockWatch:
         if self._upkeep.steady_ms() - asked_ms > JUMP_TOLERANCE_MS:
             # A server, or this process, that stood still between the two looks like a clock that was set.
             return
-        before, self._distance_ms = self._distance_ms, distance_ms
-        if before is None or abs(distance_ms - before) <= JUMP_TOLERANCE_MS:
-            return
-        shift_ms = distance_ms - before
-        if await self._upkeep.note_jump(shift_ms):
-            CLOCK_JUMPS.inc()
-            _log.error("Redis's clock was set", shift_s=round(shift_ms / 1000, 1))
-            while await self._upkeep.readmit(shift_ms) == SWEEP_SLICE:
-                pass
+        before = self._distance_ms
+        if before is not None and abs(distance_ms - before) > JUMP_TOLERANCE_MS:
+            shift_ms = distance_ms - before
+            if await self._upkeep.note_jump(shift_ms):
+                CLOCK_JUMPS.inc()
+                _log.error("Redis's clock was set", shift_s=round(shift_ms / 1000, 1))
+                self._shift_ms = shift_ms
+        # Only now: a jump that could not be noted is there to be noticed in the next round.
+        self._distance_ms = distance_ms
+        while self._shift_ms:
+            if await self._upkeep.readmit(self._shift_ms) < SWEEP_SLICE:
+                self._shift_ms = 0

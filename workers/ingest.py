@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from app.errors import UndecodableEntryError
 from app.models.heartbeat import Heartbeat
 from app.models.order import Outcome
 from app.telemetry import CLOCK_SKEW_SECONDS, HEARTBEATS, VISIBILITY_SECONDS, logger
@@ -34,13 +35,32 @@ class Ingest:
     async def run_once(self) -> None:
         entries = await self._reader.read()
         heartbeats = [(entry.stream_id, entry.body) for entry in entries if isinstance(entry.body, Heartbeat)]
-        outcomes = await self._upkeep.apply(heartbeats)
+        try:
+            outcomes = await self._upkeep.apply(heartbeats)
+        except UndecodableEntryError:
+            heartbeats, outcomes = await self._apply_singly(heartbeats)
         # After what may fail and be tried again: each further try would set the same entries aside once more.
         for entry in entries:
             if entry.body is None:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
         await self._reader.ack([entry.stream_id for entry in entries])
         self._count(heartbeats, outcomes)
+
+    async def _apply_singly(
+        self, heartbeats: list[tuple[StreamId, Heartbeat]]
+    ) -> tuple[list[tuple[StreamId, Heartbeat]], list[Outcome]]:
+        """Sets aside what the index cannot take, so that one damaged agent does not stop all others."""
+        applied, outcomes = [], []
+        for one in heartbeats:
+            try:
+                outcomes += await self._upkeep.apply([one])
+                applied.append(one)
+            except UndecodableEntryError as error:
+                _log.error(
+                    "The index cannot take a heartbeat", agent_id=one[1].agent_id, reason=str(error.__cause__)
+                )
+                await self._reader.dead_letter(one[0], error.detail)
+        return applied, outcomes
 
     @staticmethod
     def _count(heartbeats: list[tuple[StreamId, Heartbeat]], outcomes: list[Outcome]) -> None:

@@ -36,6 +36,9 @@ class Reaper:
     async def run_once(self) -> None:
         if await self._upkeep.lease(self.name, self._holder, ttl_s=max(_LEASE_S, 3 * self.pause_s)):
             await self.sweep()
+        else:
+            # Whoever has the lease says so.
+            MASS_SILENCE.set(0)
 
     async def sweep(self) -> int:
         """Does all that is due now, slice by slice; returns how many agents were declared offline.
@@ -44,6 +47,7 @@ class Reaper:
         begins with it, and in the index they have all been silent for as long as Redis was away.
         """
         if await self._upkeep.current_epoch() is None:
+            MASS_SILENCE.set(0)
             return 0
         taken_out = await _all_slices(self._upkeep.sweep)
         if taken_out:

@@ -11,6 +11,7 @@ import msgspec
 import redis.asyncio as aredis
 from redis.exceptions import ResponseError
 
+from app.errors import UndecodableEntryError
 from app.index.clock import IndexClock
 from app.index.connect import command, is_not_now, unavailable
 from app.index.epoch import Epoch, EpochGuard
@@ -95,7 +96,11 @@ class Upkeep:
         self._at_once = 1
 
     async def apply(self, heartbeats: Sequence[tuple[StreamId, Heartbeat]]) -> list[Outcome]:
-        """Applies heartbeats in the order given. Repeating it changes nothing."""
+        """Applies heartbeats in the order given. Repeating it changes nothing.
+
+        Raises:
+            UndecodableEntryError: the state of one of these agents is not what it could be applied to.
+        """
         calls = [
             self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
             for part in _slices(heartbeats, APPLY_SLICE)
@@ -107,7 +112,12 @@ class Upkeep:
                 # than takes a moment.
                 together, calls = calls[: self._at_once], calls[self._at_once :]
                 started = time.perf_counter()
-                replies += await run_all(self._client, together)
+                try:
+                    replies += await run_all(self._client, together)
+                except ResponseError as error:
+                    if is_not_now(error):
+                        raise
+                    raise UndecodableEntryError("The index cannot take it") from error
                 took_s = time.perf_counter() - started
                 if took_s > _LONG_S:
                     self._at_once = max(1, self._at_once // 2)

@@ -68,6 +68,12 @@ class HeartbeatIntake:
         self._looked_at = -math.inf
         self._accepted_since_look = 0
         self._rate_per_s = 0.0
+        self._refused = False
+
+    def take_refused(self) -> bool:
+        """Whether heartbeats were refused since this was asked last."""
+        refused, self._refused = self._refused, False
+        return refused
 
     async def accept(self, heartbeats: Sequence[Heartbeat]) -> Receipt:
         """Returns once the log has all of them.
@@ -78,6 +84,7 @@ class HeartbeatIntake:
         """
         await self._look()
         if self._load.unapplied >= self._max_backlog:
+            self._refused = True
             # Spread like the fleet itself, or all that were refused come back together.
             raise BacklogFullError(retry_after_s=round(random.uniform(0.5, 1.0) * self._spread_s(), 1))  # noqa: S311
         # Before the await: what is under way will be in the log before anybody looks again.

@@ -65,7 +65,7 @@ class StormResult(msgspec.Struct, frozen=True):
     @property
     def held(self) -> bool:
         """Whether all that was promised for this persistence was kept."""
-        may_lose = self.persistence not in {"", "always"}
+        may_lose = self.persistence in {"none", "everysec-cut"}
         return not self.differences and not self.dead_letters and (may_lose or not self.lost)
 
     @property

@@ -9,7 +9,9 @@ from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.models.identity import AgentId
 from app.service.intake import HeartbeatIntake
+from app.service.receiving import ReceiverBeat
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.reaper import Reaper
 
 
 def intake(index: Index, *, max_backlog: int) -> HeartbeatIntake:
@@ -51,6 +53,32 @@ async def test_the_backlog_is_capped_however_fast_it_fills(redis_url: str) -> No
         with pytest.raises(BacklogFullError):
             await gate.accept([heartbeat(7)])
         assert (await index.log.load()).unapplied == 7
+
+
+async def test_whoever_refuses_does_not_count_as_taking_heartbeats_in(redis_url: str) -> None:
+    """Who was refused is silent because of us: once there is room again, all have time to report."""
+    clock = ManualClock(1_800_000_000_000)
+    async with opened_index(index_settings(redis_url), clock=clock) as index:
+        gate = intake(index, max_backlog=1)
+        beat = ReceiverBeat(index.upkeep, "api", refused=gate.take_refused)
+        reaper = Reaper(index.upkeep, "test", every_s=0)
+        await gate.accept([heartbeat(1)])
+        await beat.run_once()
+        for _ in range(30):
+            clock.advance(5)
+            with pytest.raises(BacklogFullError):
+                await gate.accept([heartbeat(2)])
+            await beat.run_once()
+        await apply_everything(index)
+        assert await reaper.sweep() == 0
+        clock.advance(5)
+        await beat.run_once()
+        assert await reaper.sweep() == 0
+        clock.advance(91)
+        await index.log.append([heartbeat(2)])
+        await apply_everything(index)
+        await index.upkeep.receive("api", gap_s=1000)
+        assert await reaper.sweep() == 1
 
 
 async def test_an_agent_seen_from_two_machines_is_told_so_for_a_while(redis_url: str) -> None:

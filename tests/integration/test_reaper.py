@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from unittest.mock import AsyncMock
 
 import pytest
 
+from app.errors import IndexUnavailableError
 from app.index.clock import ManualClock
 from app.index.epoch import Epoch
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT
@@ -373,6 +375,43 @@ async def test_a_jump_while_ingest_lags_takes_nobody_out(index: Index, clock: Ma
     assert len(await found(index)) == 2
     clock.advance(OFFLINE_AFTER_S + 1)
     assert await found(index) == []
+
+
+@pytest.mark.parametrize("back_s", [0.4, 1, 5, 14])
+async def test_a_small_step_back_takes_nobody_out(index: Index, clock: ManualClock, back_s: float) -> None:
+    """Time services step a clock by as little as this; nobody notices, or not at once."""
+    await index.upkeep.receive("api", gap_s=15)
+    await report(index, 1, 2)
+    clock.jump(-back_s)
+    assert len(await found(index)) == 2
+    assert await status(index, 1) is AgentStatus.ONLINE
+    assert await reaper(index).sweep() == 0
+    assert await index.capacity._client.zcard(index.keys.silent) == 0
+    clock.advance(back_s + OFFLINE_AFTER_S + 1)
+    assert await found(index) == []
+
+
+async def test_a_jump_that_could_not_be_noted_is_noticed_again(
+    index: Index, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TIME is answered by a server that takes no script."""
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1)
+    await index.upkeep.receive("api", gap_s=15)
+    clock.jump(3600)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(index.upkeep, "note_jump", AsyncMock(side_effect=IndexUnavailableError))
+        with pytest.raises(IndexUnavailableError):
+            await watch.look()
+    assert await reaper(index).sweep() == 0
+    with monkeypatch.context() as refusing:
+        refusing.setattr(index.upkeep, "readmit", AsyncMock(side_effect=IndexUnavailableError))
+        with pytest.raises(IndexUnavailableError):
+            await watch.look()
+    await watch.look()
+    assert await found(index) == [agent_id(1)]
+    assert await index.capacity._client.zcard(index.keys.silent) == 0
 
 
 async def test_who_was_silent_before_a_jump_stays_out(index: Index, clock: ManualClock) -> None:

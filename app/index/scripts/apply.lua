@@ -52,52 +52,58 @@ local function follow(agent_id, old, new, memory_before)
     end
 end
 
-local at = 3
-while at <= #ARGV do
-    local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    local fingerprint, status = ARGV[at + 4], ARGV[at + 5]
-    local place, machine = ARGV[at + 6], ARGV[at + 7]
-    local first, count = at + 9, tonumber(ARGV[at + 8])
-    at = first + count
+local function apply_all()
+    local at = 3
+    while at <= #ARGV do
+        local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+        local fingerprint, status = ARGV[at + 4], ARGV[at + 5]
+        local place, machine = ARGV[at + 6], ARGV[at + 7]
+        local first, count = at + 9, tonumber(ARGV[at + 8])
+        at = first + count
 
-    local key = agent_key(agent_id)
-    local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
-        'status', 'changes', 'machine', 'cordon')
-    local outcome, holder, holder_seq, boots =
-        judge(known[1], known[2], known[3], known[4], id, boot, seq, offline_after_ms)
-    if outcome == 'applied' then
-        -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
-        local seen = math.min(tonumber((split_id(id))), now)
-        local was = known[7]
-        if known[5] == fingerprint and (known[2] or '') == holder then
-            redis.call('HSET', key, 'last_id', id, 'seen', seen, 'seq', holder_seq)
-        else
-            -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
-            if known[1] and not was then redis.call('PERSIST', key) end
-            redis.call('ZREM', silent_key, agent_id)
-            local old = {status = was, indexed = known[6] or '', machine = known[9],
-                cordoned = known[10] and known[10] ~= '' or false}
-            local new = settle(old, status, place, machine)
-            local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
-            redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
-                boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
-                'machine', new.machine, unpack(ARGV, first, first + count - 1))
-            follow(agent_id, old, new, memory_before)
+        local key = agent_key(agent_id)
+        local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
+            'status', 'changes', 'machine', 'cordon')
+        local outcome, holder, holder_seq, boots =
+            judge(known[1], known[2], known[3], known[4], id, boot, seq, offline_after_ms)
+        if outcome == 'applied' then
+            -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
+            local seen = math.min(tonumber((split_id(id))), now)
+            local was = known[7]
+            if known[5] == fingerprint and (known[2] or '') == holder then
+                redis.call('HSET', key, 'last_id', id, 'seen', seen, 'seq', holder_seq)
+            else
+                -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
+                if known[1] and not was then redis.call('PERSIST', key) end
+                redis.call('ZREM', silent_key, agent_id)
+                local old = {status = was, indexed = known[6] or '', machine = known[9],
+                    cordoned = known[10] and known[10] ~= '' or false}
+                local new = settle(old, status, place, machine)
+                local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
+                redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
+                    boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
+                    'machine', new.machine, unpack(ARGV, first, first + count - 1))
+                follow(agent_id, old, new, memory_before)
+            end
+            if status == 'offline' then
+                redis.call('ZREM', seen_key, agent_id)
+                redis.call('ZADD', offline_key, seen, agent_id)
+            else
+                redis.call('ZADD', seen_key, seen, agent_id)
+            end
+            if was ~= status then
+                if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
+                append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
+            end
+        elseif outcome == 'cloned' then
+            redis.call('ZADD', prefix .. ':cloned', now, agent_id)
         end
-        if status == 'offline' then
-            redis.call('ZREM', seen_key, agent_id)
-            redis.call('ZADD', offline_key, seen, agent_id)
-        else
-            redis.call('ZADD', seen_key, seen, agent_id)
-        end
-        if was ~= status then
-            if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
-            append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
-        end
-    elseif outcome == 'cloned' then
-        redis.call('ZADD', prefix .. ':cloned', now, agent_id)
+        outcomes[#outcomes + 1] = outcome
     end
-    outcomes[#outcomes + 1] = outcome
 end
+
+-- What was applied before an agent that cannot be read is counted all the same.
+local done, fault = pcall(apply_all)
 write_totals()
+if not done then return type(fault) == 'table' and fault or redis.error_reply(fault) end
 return outcomes

@@ -29,12 +29,15 @@ local function judged_until()
     return tonumber(last[2] or jump[1] or now)
 end
 
+-- Redis's clock may be set back by that much before anybody notices; a smaller step nobody notices at all.
+local unnoticed_ms = 15000
+
 -- The window of `seen` that counts as alive. Until silence has been judged for offline_after_ms since the server's
 -- clock was set (jump.lua keeps note) it stretches by as much as the clock went forwards, and takes in what a clock
--- set back left in the future; after that the future is no sign of life.
+-- set back left in the future; after that only what may lie there unnoticed is a sign of life.
 local function alive_window(offline_after_ms)
     local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'shift_ms')
-    local oldest, newest = judged_until(), now
+    local oldest, newest = judged_until(), now + unnoticed_ms
     if jump[1] and oldest - tonumber(jump[1]) < offline_after_ms then
         oldest = oldest - math.max(0, tonumber(jump[2]))
         newest = math.huge
@@ -44,7 +47,7 @@ end
 
 -- Freshness, with the costly part put off until a candidate looks silent at all.
 local function freshness(offline_after_ms)
-    local oldest, newest = now - offline_after_ms, now
+    local oldest, newest = now - offline_after_ms, now + unnoticed_ms
     local exact = false
     return function(seen)
         if not seen then return false end
