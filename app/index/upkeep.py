@@ -199,7 +199,7 @@ class Upkeep:
         more.
         """
         with unavailable():
-            call = self._call("readmit", shift_ms, self._offline_after_ms, SWEEP_SLICE)
+            call = self._call("readmit", shift_ms, self._offline_after_ms, SWEEP_SLICE, JUMP_TOLERANCE_MS)
             return int(await run(self._client, call))
 
     async def receive(self, receiver: str, *, gap_s: float) -> bool:

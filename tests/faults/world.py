@@ -293,7 +293,11 @@ class World:
         if self.steady_s - self._jumped_s < OFFLINE_AFTER_S:
             # With the data went the note that the clock was set: until they report again nobody can tell.
             self._lost.update(self.heard_s)
+        now_ms = self.clock.now_ms()
         for reporter in self.reporters.values():
+            if reporter.acknowledged is not None and reporter.acknowledged[1].ms > now_ms:
+                # After the clock was set back ids do not say when an entry came.
+                self._lost.add(reporter.agent_id)
             state = recorded.get(reporter.agent_id)
             if state is None or state.order.holder is None:
                 reporter.acknowledged = None

@@ -428,6 +428,27 @@ async def test_who_was_silent_before_a_jump_stays_out(index: Index, clock: Manua
         assert await index.capacity._client.zcard(index.keys.silent) == 1
 
 
+async def test_who_was_left_in_the_future_is_not_put_back_when_the_clock_is_set_right(
+    index: Index, clock: ManualClock
+) -> None:
+    watch = ClockWatch(index.upkeep)
+    await index.upkeep.receive("api", gap_s=15)
+    await report(index, 1, 2)
+    await watch.look()
+    clock.jump(-3600)
+    await watch.look()
+    clock.advance(OFFLINE_AFTER_S - 1)
+    await report(index, 2)
+    clock.advance(2)
+    # Nobody takes heartbeats in: taken out and not declared offline.
+    assert await reaper(index).sweep() == 0
+    assert await found(index) == [agent_id(2)]
+    clock.jump(3600)
+    await watch.look()
+    assert await found(index) == [agent_id(2)]
+    assert await index.capacity._client.zcard(index.keys.silent) == 1
+
+
 async def test_a_receiver_of_the_future_does_not_count(index: Index, clock: ManualClock) -> None:
     await index.upkeep.receive("dead", gap_s=15)
     clock.jump(-3600)

@@ -1,17 +1,19 @@
 -- Puts agents back that were taken out as silent between a jump of the clock and its note: one slice. Those that
--- were silent by the clock as it was before stay out.
+-- were silent by the clock as it was before stay out, and so do those that another jump before had left in the
+-- future of that clock.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV     1 now in ms, empty for the server's time   2 shift_ms of the jump, negative when the clock was set back
---          3 offline_after_ms   4 slice
+--          3 offline_after_ms   4 slice   5 tolerance_ms of what is a jump
 -- Result   number of agents put back; as many as the slice: there may be more
 --!include common ladder place feed totals state
 
 -- A jump on the heels of another: agents may have been seen before both, and jump.lua has added them up.
 local shift = tonumber(ARGV[2])
+local newest = string.format('%.0f', now - shift + tonumber(ARGV[5]))
 if shift > 0 then shift = tonumber(redis.call('HGET', prefix .. ':clock', 'shift_ms') or shift) end
 local oldest = string.format('%.0f', now - shift - tonumber(ARGV[3]))
-local found = redis.call('ZRANGE', silent_key, oldest, '+inf', 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[4]),
+local found = redis.call('ZRANGE', silent_key, oldest, newest, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[4]),
     'WITHSCORES')
 for i = 1, #found, 2 do
     local agent_id = found[i]
