@@ -40,20 +40,30 @@ class Process:
     """One `headroom …`; `log` is what it has written."""
 
     def __init__(self, pid: int, output: Path) -> None:
-        self._process = psutil.Process(pid)
         self._output = output
+        self._pid = pid
+        self._found: psutil.Process | None = None
+        # What refuses to start may have ended by now.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._found = psutil.Process(pid)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._pid
 
     @property
     def log(self) -> str:
         return self._output.read_text(errors="replace")
 
     @property
+    def _process(self) -> psutil.Process:
+        if self._found is None:
+            raise psutil.NoSuchProcess(self._pid)
+        return self._found
+
+    @property
     def running(self) -> bool:
-        return self._process.is_running()
+        return self._found is not None and self._found.is_running()
 
     @property
     def stopped(self) -> bool:
@@ -83,8 +93,11 @@ class Process:
 
     def until_ended(self, *, timeout_s: float = 30.0) -> int | None:
         """Returns the exit status; None when a signal ended it."""
-        self._process.wait(timeout_s)
         status = _status_file(self._output)
+        if self._found is None:
+            wait_until(status.exists, timeout_s=timeout_s, what=f"the end of process {self._pid}")
+        else:
+            self._found.wait(timeout_s)
         return int(status.read_text()) if status.exists() else None
 
 

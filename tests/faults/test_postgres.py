@@ -161,8 +161,13 @@ def test_row_26_server_out_of_connections(build: Build, row: Row, own_postgres: 
     with Sessions(postgres) as others:
 
         def refused() -> bool:
-            others.take_all()
+            # Whoever was cut off is kept out until others have its place, or it would be the first to take it.
+            house.postgres.refusing = True
             house.postgres.cut()
+            before = others.take_all()
+            while (now := others.take_all()) > before:
+                before = now
+            house.postgres.refusing = False
             return house.get("/api/v1/agents").status == 503
 
         house.until(refused, what="a 503")
