@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.record import migrate
-from tests.faults.fleet import ANSWERS_WITHIN_S, Answers, quantile
+from tests.faults.fleet import ANSWERS_WITHIN_S, Answers, Lookup, quantile, took_ms, unanswered
 from tests.faults.house import EVERYTHING, House
 from tests.faults.nursery import Nursery
 from tests.faults.rows import ROWS, row_of
@@ -125,18 +125,27 @@ class Row:
 
     def require_answers(self, *, sources: frozenset[str] = frozenset({"index", "record"})) -> None:
         """Every lookup since the fault was answered in time, whichever store had to do it."""
-        answers = self._lookups.since(self._began)
+        answers = self.lookups()
         assert answers
+        self.require_any_answer()
         late = [answer for answer in answers if answer.took_s > ANSWERS_WITHIN_S]
         assert not late, f"{len(late)} of {len(answers)} lookups were late: {late[:3]}"
         refused = [answer for answer in answers if answer.status != 200]
         assert not refused, f"{len(refused)} of {len(answers)} lookups were refused: {refused[:3]}"
         assert {answer.source for answer in answers} <= sources
 
+    def require_any_answer(self) -> None:
+        """No lookup since the fault was left without an answer, be it a refusal."""
+        without = unanswered(self.lookups())
+        assert not without, f"{len(without)} of {len(self.lookups())} lookups got no answer: {without[:3]}"
+
+    def lookups(self) -> list[Lookup]:
+        """Every lookup since the fault."""
+        return self._lookups.since(self._began)
+
     def took_ms(self) -> list[float]:
-        """Of every lookup since the fault."""
-        asked = [answer.took_s for answer in self._lookups.since(self._began)]
-        return [1000 * took_s for took_s in (*asked, *self.asked_s)]
+        """Of every lookup since the fault that was answered."""
+        return [*took_ms(self.lookups()), *(1000 * took_s for took_s in self.asked_s)]
 
 
 @pytest.fixture
@@ -148,8 +157,11 @@ def row(request: pytest.FixtureRequest, record_property: Callable[[str, object],
     yield told
     record_property("done", told.done)
     record_property("seen", "; ".join(told.seen))
-    took_ms = told.took_ms()
-    if took_ms:
-        record_property("lookups", len(took_ms))
-        record_property("lookups_p99_ms", round(quantile(took_ms, 0.99), 1))
-        record_property("lookups_slowest_ms", round(max(took_ms), 1))
+    answered_ms = told.took_ms()
+    if answered_ms:
+        record_property("lookups", len(answered_ms))
+        record_property("lookups_p99_ms", round(quantile(answered_ms, 0.99), 1))
+        record_property("lookups_slowest_ms", round(max(answered_ms), 1))
+    record_property("lookups_unanswered", len(unanswered(told.lookups())))
+    # Whatever a test asks for: while an API and a store live there is an answer.
+    told.require_any_answer()

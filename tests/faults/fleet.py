@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -226,7 +225,12 @@ class Fleet:
 
 
 class Lookup(NamedTuple):
-    """One answer to the planner; `source` is `index` or `record`."""
+    """One lookup of the planner and its answer.
+
+    Attributes:
+        status: 0 when there was no answer; `code` says why then.
+        source: `index` or `record`, empty without an answer.
+    """
 
     at: float
     took_s: float
@@ -236,7 +240,7 @@ class Lookup(NamedTuple):
 
 
 class Answers:
-    """What a planner was told, one lookup after the other."""
+    """What a planner was told, or was not, one lookup after the other."""
 
     def __init__(self) -> None:
         self.answers: list[Lookup] = []
@@ -245,8 +249,19 @@ class Answers:
         return [answer for answer in self.answers if answer.at >= moment]
 
 
+def unanswered(lookups: Iterable[Lookup]) -> list[Lookup]:
+    return [lookup for lookup in lookups if lookup.status == 0]
+
+
+def took_ms(lookups: Iterable[Lookup]) -> list[float]:
+    """Of those that were answered."""
+    return [1000 * lookup.took_s for lookup in lookups if lookup.status]
+
+
 class Lookups(Answers):
     """A planner that asks every few milliseconds: searches and single agents by turns.
+
+    Of several APIs it asks the one that answered last; where that gives no answer, the others once each.
 
     Attributes:
         crossed: answers that speak of another agent than the one asked for, or of one that is not `known`.
@@ -256,7 +271,7 @@ class Lookups(Answers):
         self, port: int, agents: Sequence[AgentId], *, known: Collection[AgentId], every_s: float = 0.02
     ) -> None:
         super().__init__()
-        self._port = port
+        self._ports: Sequence[int] = [port]
         self._caller = Caller(port)
         self._agents = agents
         self._known = known
@@ -274,9 +289,9 @@ class Lookups(Answers):
             self._thread.join(30)
         self._caller.close()
 
-    def move(self, port: int) -> None:
-        """Asks another API from the next question on."""
-        self._port = port
+    def move(self, ports: Sequence[int]) -> None:
+        """Asks these APIs from the next question on."""
+        self._ports = [*ports]
 
     def until(self, wanted: Callable[[Lookup], bool], *, timeout_s: float = 60.0) -> Lookup:
         """The first answer from now on that is as wanted."""
@@ -294,17 +309,17 @@ class Lookups(Answers):
         turn = 0
         while not self._stop.wait(self._every_s):
             turn += 1
-            if self._caller.port != self._port:
-                self._caller.close()
-                self._caller = Caller(self._port)
-            one = self._agents[turn // 2 % len(self._agents)] if turn % 2 else None
-            with contextlib.suppress(*_OUTAGES):
-                self.ask(one)
+            self.ask(self._agents[turn // 2 % len(self._agents)] if turn % 2 else None)
 
     def ask(self, one: AgentId | None) -> None:
         """For this agent, or whom a search finds."""
         started = time.monotonic()
-        answer = self._caller.call("GET", SEARCH if one is None else f"/api/v1/agents/{one}/capacity")
+        try:
+            answer = self._answer(SEARCH if one is None else f"/api/v1/agents/{one}/capacity")
+        except _OUTAGES as error:
+            took_s = time.monotonic() - started
+            self.answers.append(Lookup(started, took_s, 0, "", type(error).__name__))
+            return
         took_s = time.monotonic() - started
         source = answer.headers.get("x-capacity-source", "index")
         body = answer.body
@@ -316,6 +331,22 @@ class Lookups(Answers):
             strangers = {row["agent_id"] for row in found if row["agent_id"] not in self._known}
             self.crossed += [f"a stranger: {agent_id}" for agent_id in strangers]
         self.answers.append(Lookup(started, took_s, answer.status, source, code))
+
+    def _answer(self, path: str) -> Answer:
+        """Raises OSError or HTTPException when no API gave one."""
+        ports = sorted(self._ports, key=lambda port: port != self._caller.port)
+        for port in ports[:-1]:
+            try:
+                return self._call(port, path)
+            except _OUTAGES:
+                continue
+        return self._call(ports[-1], path)
+
+    def _call(self, port: int, path: str) -> Answer:
+        if self._caller.port != port:
+            self._caller.close()
+            self._caller = Caller(port)
+        return self._caller.call("GET", path)
 
 
 def quantile(values: Sequence[float], share: float) -> float:

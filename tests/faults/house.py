@@ -152,7 +152,7 @@ class House:
         """From now on fleets and lookups go to the APIs that there are now."""
         for fleet in self._fleets:
             fleet.move(self.ports)
-        self.lookups.move(self.ports[0])
+        self.lookups.move(self.ports)
 
     def until_answering(self, port: int, *, timeout_s: float = 60.0) -> None:
         def answers() -> bool:
@@ -170,11 +170,12 @@ class House:
         caller = Caller(port or self.ports[0])
         started = time.monotonic()
         try:
-            return caller.call(method, path, body)
+            answer = caller.call(method, path, body)
         finally:
             caller.close()
-            if method == "GET" and "capacity" in path:
-                self.asked_s.append(time.monotonic() - started)
+        if method == "GET" and "capacity" in path:
+            self.asked_s.append(time.monotonic() - started)
+        return answer
 
     def cordon(self, agent_id: AgentId, cordon: dict[str, object] | None) -> None:
         """Cordons an agent, or lifts its cordon."""

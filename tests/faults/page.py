@@ -23,12 +23,17 @@ _END: Final = "<!-- end -->\n"
 
 
 class RowFigures(msgspec.Struct, frozen=True):
-    """Of one row; the lookups' times are the worst of its tests, None where none were made."""
+    """Of one row; the lookups' times are the worst of its tests, None where none were made.
+
+    Attributes:
+        unanswered: lookups that got no answer at all; None where they were not counted.
+    """
 
     held: bool
     tests: int
     p99_ms: float | None
     slowest_ms: float | None
+    unanswered: int | None = None
 
 
 class RowsFigures(msgspec.Struct, frozen=True):
@@ -42,8 +47,13 @@ class RowsFigures(msgspec.Struct, frozen=True):
         for row in result.rows:
             p99 = [test.p99_ms for test in row.tests if test.p99_ms is not None]
             slowest = [test.slowest_ms for test in row.tests if test.slowest_ms is not None]
+            unanswered = sum(test.unanswered for test in row.tests)
             rows[row.row] = RowFigures(
-                row.held, len(row.tests), max(p99, default=None), max(slowest, default=None)
+                row.held,
+                len(row.tests),
+                max(p99, default=None),
+                max(slowest, default=None),
+                unanswered if p99 or unanswered else None,
             )
         return cls(measured=_now(), minutes=round(result.took_s / 60, 1), rows=rows)
 
@@ -149,14 +159,15 @@ def _rows(figures: RowsFigures | None) -> Iterator[str]:
         verdict = f"{len(figures.rows)} {'row' if len(figures.rows) == 1 else 'rows'}, {held} held"
         yield f"{verdict}: {tests} tests in {figures.minutes:g} minutes, {figures.measured}."
         yield ""
-    yield from _table("row", "fault", "what happens", "held", "lookups p99", "slowest")
+    yield from _table("row", "fault", "what happens", "held", "lookups p99", "slowest", "no answer")
     for number, row in ROWS.items():
         seen = figures.rows.get(number) if figures is not None else None
         if seen is None:
-            yield _row(str(number), row.fault, row.promise, "", "", "")
+            yield _row(str(number), row.fault, row.promise, "", "", "", "")
         else:
             shown = "yes" if seen.held else "**no**"
-            yield _row(str(number), row.fault, row.promise, shown, _ms(seen.p99_ms), _ms(seen.slowest_ms))
+            times = (_ms(seen.p99_ms), _ms(seen.slowest_ms))
+            yield _row(str(number), row.fault, row.promise, shown, *times, _count(seen.unanswered))
 
 
 def _simulation(figures: SimulationFigures | None) -> Iterator[str]:
@@ -196,6 +207,7 @@ def _storm(figures: StormFigures | None) -> Iterator[str]:
     )
     yield _row("quiet after the last heartbeat", f"{result.quiet_s:.1f} s")
     yield _row("lookups", f"{result.lookups:,}, p99 {_ms(result.p99_ms)}, slowest {_ms(result.slowest_ms)}")
+    yield _row("of these, without any answer", _count(result.unanswered))
 
 
 _MODES: Final = {
@@ -242,6 +254,7 @@ def _recovery(figures: RecoveryFigures | None) -> Iterator[str]:
     yield _row("heartbeats refused", "", f"{outage.refused:,}")
     yield _row("lookups meanwhile", f"{flush.lookups.lookups:,}", f"{outage.lookups.lookups:,}")
     yield _row("of these, refused", f"{flush.lookups.refused:,}", f"{outage.lookups.refused:,}")
+    yield _row("without any answer", f"{flush.lookups.unanswered:,}", f"{outage.lookups.unanswered:,}")
     yield _row("p99", _ms(flush.lookups.p99_ms), _ms(outage.lookups.p99_ms))
     yield _row("slowest", _ms(flush.lookups.slowest_ms), _ms(outage.lookups.slowest_ms))
 
@@ -252,6 +265,10 @@ def _now() -> str:
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _table(*titles: str) -> Iterable[str]:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from rich.table import Table
 
-from tests.faults.fleet import Fleet, Lookup, agent_ids, quantile
+from tests.faults.fleet import Fleet, Lookup, agent_ids, quantile, took_ms, unanswered
 from tests.faults.house import EVERYTHING, House
 from tests.faults.standalone import opened_house
 from tests.servers import PostgresServer, start_postgres, start_valkey
@@ -27,10 +27,11 @@ Tell = Callable[[str], None]
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """The lookups during a fault."""
+    """The lookups during a fault, and of these: refused ones, and those without any answer."""
 
     lookups: int
     refused: int
+    unanswered: int
     p99_ms: float
     slowest_ms: float
 
@@ -77,7 +78,9 @@ class RecoveryResult(msgspec.Struct, frozen=True):
     @property
     def held(self) -> bool:
         flush, outage = self.flush, self.outage
-        return not (flush.differences or outage.differences or outage.refused) and flush.found == flush.agents
+        wrong = flush.differences + outage.differences + outage.refused
+        without_answer = flush.lookups.unanswered + outage.lookups.unanswered
+        return not (wrong or without_answer) and flush.found == flush.agents
 
     @property
     def verdict(self) -> str:
@@ -190,18 +193,29 @@ def _report(fleet: Fleet) -> int:
 
 
 def _answered(answers: Sequence[Lookup]) -> Answered:
-    took_ms = [1000 * answer.took_s for answer in answers]
+    answered_ms = took_ms(answers)
     return Answered(
         lookups=len(answers),
-        refused=sum(answer.status != 200 for answer in answers),
-        p99_ms=round(quantile(took_ms, 0.99), 1),
-        slowest_ms=round(max(took_ms), 1),
+        refused=sum(answer.status not in {0, 200} for answer in answers),
+        unanswered=len(unanswered(answers)),
+        p99_ms=round(quantile(answered_ms, 0.99), 1),
+        slowest_ms=round(max(answered_ms), 1),
     )
 
 
 def recovery_table(result: RecoveryResult) -> Table:
     table = Table()
-    for title in ("what", "agents", "whole again after", "differences", "lookups", "p99", "slowest", "refused"):
+    for title in (
+        "what",
+        "agents",
+        "whole again after",
+        "differences",
+        "lookups",
+        "p99",
+        "slowest",
+        "refused",
+        "no answer",
+    ):
         table.add_column(title, justify="left" if title == "what" else "right")
     outage = f"ten minutes of Postgres away, {result.outage.waited:,} entries waited"
     for what, agents, took_s, different, lookups in (
@@ -223,5 +237,6 @@ def recovery_table(result: RecoveryResult) -> Table:
             f"{lookups.p99_ms:.0f} ms",
             f"{lookups.slowest_ms:.0f} ms",
             str(lookups.refused),
+            str(lookups.unanswered),
         )
     return table

@@ -125,10 +125,11 @@ def rows_table(result: RowsResult) -> Table:
     table.add_column("what was seen", ratio=6)
     table.add_column("lookups p99", justify="right", no_wrap=True)
     table.add_column("slowest", justify="right", no_wrap=True)
+    table.add_column("no answer", justify="right", no_wrap=True)
     table.add_column("held")
     for row in result.rows:
         if not row.tests:
-            table.add_row(str(row.row), row.fault, "there is no test", "", "", "[bold red]no")
+            table.add_row(str(row.row), row.fault, "there is no test", "", "", "", "[bold red]no")
         previous = ""
         for index, test in enumerate(row.tests):
             done = "" if test.done == previous else test.done
@@ -139,6 +140,7 @@ def rows_table(result: RowsResult) -> Table:
                 escape(test.seen) if test.held else f"[red]{escape(test.error)}",
                 _ms(test.p99_ms),
                 _ms(test.slowest_ms),
+                str(test.unanswered) if test.lookups or test.unanswered else "",
                 "yes" if test.held else "[bold red]no",
             )
         table.add_section()

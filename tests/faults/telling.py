@@ -26,6 +26,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
         held: whether all was as it must be.
         error: the last line of what went wrong, empty when nothing did.
         lookups: how many were answered during the fault.
+        unanswered: how many got no answer at all.
         p99_ms: of these lookups; None where none were made.
         slowest_ms: of these lookups.
     """
@@ -38,6 +39,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     took_s: float
     error: str = ""
     lookups: int = 0
+    unanswered: int = 0
     p99_ms: float | None = None
     slowest_ms: float | None = None
 
@@ -87,6 +89,7 @@ class Teller:
                     took_s=round(self._took_s[name], 1),
                     error=error,
                     lookups=said.get("lookups", 0),
+                    unanswered=said.get("lookups_unanswered", 0),
                     p99_ms=said.get("lookups_p99_ms"),
                     slowest_ms=said.get("lookups_slowest_ms"),
                 )

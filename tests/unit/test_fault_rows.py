@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.models.identity import AgentId
 from tests.faults.command import main
+from tests.faults.conftest import Row
+from tests.faults.fleet import Lookups
 from tests.faults.page import DOCS, read_figures, with_figures, write_figures
 from tests.faults.recovery import Answered, FlushResult, OutageResult, RecoveryResult
 from tests.faults.rows import KEPT_FOR_CLAIMS, ROWS, row_of
@@ -17,6 +20,7 @@ from tests.faults.running import RowResult, RowsResult, rows_table
 from tests.faults.simulation import History, Simulated
 from tests.faults.storm import StormResult
 from tests.faults.telling import Ended
+from tests.servers import free_port
 
 FOLDER = Path(__file__).parents[1] / "faults"
 
@@ -84,6 +88,19 @@ def test_a_row_that_did_not_hold_and_one_without_a_test_are_shown_as_that() -> N
     assert result.verdict == "2 rows, 0 held"
 
 
+def test_a_row_in_which_a_lookup_got_no_answer_does_not_hold() -> None:
+    agent_id = AgentId("00000000-0000-4000-8000-000000000001")
+    planner = Lookups(free_port(), [agent_id], known=[agent_id])
+    row = Row(5, "nobody listens")
+    row.watch(planner)
+    row.require_any_answer()
+    planner.ask(agent_id)
+    assert planner.answers[0].status == 0
+    with pytest.raises(AssertionError, match="1 of 1 lookups got no answer"):
+        row.require_answers()
+    assert row.took_ms() == []
+
+
 def test_the_page_shows_the_figures_that_are_kept() -> None:
     text = (DOCS / "reliability.md").read_text(encoding="utf-8")
     assert with_figures(text, read_figures()) == text, "run scripts/faults --page"
@@ -91,20 +108,44 @@ def test_the_page_shows_the_figures_that_are_kept() -> None:
 
 def test_the_page_takes_every_figure(tmp_path: Path) -> None:
     (tmp_path / "reliability.md").write_bytes((DOCS / "reliability.md").read_bytes())
-    test = Ended(5, "test_row_05_x", "done", "seen", held=False, took_s=1.0, error="e", lookups=9, p99_ms=3.21)
-    answered = Answered(lookups=3, refused=0, p99_ms=1.0, slowest_ms=12.0)
+    test = Ended(
+        5,
+        "test_row_05_x",
+        "done",
+        "seen",
+        held=False,
+        took_s=1.0,
+        error="e",
+        lookups=9,
+        unanswered=6_543,
+        p99_ms=3.21,
+    )
+    answered = Answered(lookups=3, refused=0, unanswered=2_345, p99_ms=1.0, slowest_ms=12.0)
     results: list[RowsResult | Simulated | StormResult | RecoveryResult] = [
         RowsResult(took_s=60.0, rows=[RowResult(5, "x", held=False, tests=[test])]),
         Simulated(took_s=60.0, histories=[History(1, 20, 1.5, 180, 45, 2, {"clock": 7_777}, [])]),
         *[
-            StormResult(mode, 9.0, 1, {"api": 3, "redis": 4}, 8_765_432, lost, 0, {0: 1}, [], 0.1, 1, 1.0, 1.0)
+            StormResult(
+                mode, 9.0, 1, {"api": 3, "redis": 4}, 8_765_432, lost, 0, {0: 1}, [], 0.1, 1, 1.0, 1.0, 4_321
+            )
             for lost, mode in enumerate(["", "always", "everysec", "everysec-cut", "none"])
         ],
         RecoveryResult(FlushResult(7, 4.56, 7, 0, answered), OutageResult(6, 5_432, 0, 9.8, 0, answered)),
     ]
     for result in results:
         page = write_figures(result, docs=tmp_path).read_text()
-    for shown in ("1 row, 0 held", "| **no** | 3.2 ms |", "clock 7,777", "8,765,432", "5,432", "4.6 s", "12 ms"):
+    for shown in (
+        "1 row, 0 held",
+        "| **no** | 3.2 ms |",
+        "6,543",
+        "clock 7,777",
+        "8,765,432",
+        "5,432",
+        "4.6 s",
+        "12 ms",
+        "2,345",
+        "4,321",
+    ):
         assert shown in page
     assert "not yet" not in page
     assert "Not measured yet" not in page
