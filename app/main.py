@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
 
 from fastapi import FastAPI
 
@@ -20,8 +19,6 @@ from workers.clock_watch import ClockWatch
 from workers.runner import Loop, running
 from workers.startup import refuse_unfit_stores
 
-_DRAIN_S: Final = 2.0
-
 
 def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
     """Builds the API; stores are opened when it starts and closed when it ends.
@@ -34,6 +31,7 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         if wiring is not None:
+            app.state.drain = wiring.drain
             yield {"wiring": wiring}
             return
         async with AsyncExitStack() as stores:
@@ -61,7 +59,8 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
             app.state.drain = wired.drain
             beat = ReceiverBeat(index.upkeep, consumer_name(), refused=wired.intake.take_refused)
             loops: Sequence[Loop] = [beat, ClockWatch(index.upkeep), wired.hub, wired.waiting, wired.planner]
-            await stores.enter_async_context(running(loops, drain_s=_DRAIN_S))
+            drain_s = settings.shutdown_after_s - settings.requests_end_after_s
+            await stores.enter_async_context(running(loops, drain_s=drain_s))
             yield {"wiring": wired}
 
     return build_api(lifespan)

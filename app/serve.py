@@ -33,6 +33,12 @@ def serve(app: Starlette, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests under way finish."""
     inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
     listener = listen(settings) if inherited is None else socket.socket(fileno=int(inherited))
+    server = server_of(app, settings)
+    _log.info("The API listens", url=address_of(listener))
+    server.run(sockets=[listener])
+
+
+def server_of(app: Starlette, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         lifespan="on",
@@ -46,11 +52,10 @@ def serve(app: Starlette, settings: Settings) -> None:
         backlog=BACKLOG,
         limit_concurrency=_connections(),
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_after_s)),
+        timeout_graceful_shutdown=max(1, int(settings.requests_end_after_s)),
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
-    _log.info("The API listens", url=address_of(listener))
-    _Server(config, app).run(sockets=[listener])
+    return _Server(config, app)
 
 
 class KeptAlive(HttpToolsProtocol):

@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         default=8.0,
         gt=0,
         le=60,
-        description="How long a process may drain after SIGTERM before it is killed.",
+        description="How long a process may drain after SIGTERM; what takes longer is cut off.",
     )
 
     @field_validator("data_dir", mode="after")
@@ -152,6 +152,11 @@ class Settings(BaseSettings):
                 "one lost heartbeat would look like a dead agent"
             )
         return self
+
+    @property
+    def requests_end_after_s(self) -> float:
+        """How long the API lets requests finish; in the rest of `shutdown_after_s` its own loops end."""
+        return 0.75 * self.shutdown_after_s
 
     @property
     def record_url(self) -> str:

@@ -8,7 +8,7 @@ from unittest.mock import AsyncMock
 import httpx
 
 from app.api.wiring import Ports as WiredPorts
-from app.api.wiring import wire
+from app.api.wiring import Wiring, wire
 from app.errors import IndexUnavailableError
 from app.main import create_app
 from app.models.fleet import FleetPage
@@ -45,7 +45,8 @@ class Ports:
     async def _append(heartbeats: list[Heartbeat]) -> list[StreamId]:
         return [StreamId(1_800_000_000_000, n) for n in range(len(heartbeats))]
 
-    async def call(self, method: str, target: str, **request: Any) -> httpx.Response:
+    @property
+    def wiring(self) -> Wiring:
         ports = WiredPorts(
             index=self.index,
             cordons=self.index,
@@ -61,7 +62,10 @@ class Ports:
             recorded_totals=self.totals,
             clock=SystemClock(),
         )
-        async with http_client(create_app(self.settings, wiring=wire(self.settings, ports))) as client:
+        return wire(self.settings, ports)
+
+    async def call(self, method: str, target: str, **request: Any) -> httpx.Response:
+        async with http_client(create_app(self.settings, wiring=self.wiring)) as client:
             return await client.request(method, target, **request)
 
     async def post(self, target: str, body: bytes, **headers: str) -> httpx.Response:

@@ -35,6 +35,8 @@ def test_row_47_api_ends_under_load(build: Build, row: Row) -> None:
         # Waiting for the slow one would take for ever.
         terminated.until_ended()
         drained_s = time.monotonic() - started
+        told = slow.recv(65_536)
+        assert told.startswith(b"HTTP/1.1 503"), told
     for fleet in (house.fleet, *others):
         fleet.stop()
         assert set(fleet.refused) <= {0, 503}
