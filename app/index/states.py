@@ -13,15 +13,20 @@ from redis.exceptions import WatchError
 from app.index.connect import unavailable
 from app.index.keys import Keys
 from app.index.placement import RESOURCE_FIELDS, decode_cordon
+from app.index.stream import newest_id
+from app.models.agent import IndexedState
 from app.models.capacity import AgentStatus
 from app.models.cordon import Cordon
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId, is_agent_id
 from app.models.log import Gap, LogEntry
+from app.models.order import Boot
 from app.models.transition import Reason, Transition, TransitionKind
 
 _SCANNED: Final = 1_000
 """Keys that one step looks through; an agent has one key, the sets of a large fleet some hundreds."""
+
+_GREATEST_N: Final = 2**63 - 1
 
 _Hash = dict[bytes, bytes]
 
@@ -37,6 +42,10 @@ class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
         last_id: its log entry.
         status: offline too when the reaper said so.
         indexed: the place it stands in, "vram cores scope pool", empty for none.
+        silent: whether it was declared offline after a silence.
+        retired: its earlier boots, newest first.
+        changed_ms: when its status last changed; None if it has not since a rebuild put it back.
+        as_of: the newest log entry when the hash was read.
     """
 
     heartbeat: Heartbeat
@@ -45,6 +54,10 @@ class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
     indexed: str
     cordon: Cordon | None
     cordon_id: StreamId | None
+    silent: bool
+    retired: tuple[Boot, ...]
+    changed_ms: int | None
+    as_of: StreamId
 
 
 class IndexStates:
@@ -60,14 +73,14 @@ class IndexStates:
         By hashes and not by the sets of the seen, silent and offline: an agent that moves from one to another
         meanwhile could be missed in both.
         """
-        async for page in self._hashes():
-            if agents := [_read(*one) for one in page if _is_whole(one[1])]:
+        async for page, as_of in self._hashes():
+            if agents := [_read(*one, as_of) for one in page if _is_whole(one[1])]:
                 yield agents
 
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
-        """The same as the log entries that would have made them, and of those that were forgotten of late."""
-        async for page in self._hashes():
-            yield [entry for one in page for entry in _log_of(*one)]
+        """The same as entries in place of those that made them, and of those that were forgotten of late."""
+        async for page, as_of in self._hashes():
+            yield [entry for one in page for entry in _log_of(*one, as_of)]
 
     async def gap(self) -> Gap | None:
         """What the record's group missed, None when nothing."""
@@ -87,17 +100,19 @@ class IndexStates:
                     pipeline.delete(self._keys.gap)
                     await pipeline.execute()
 
-    async def _hashes(self) -> AsyncIterator[list[tuple[AgentId, _Hash]]]:
+    async def _hashes(self) -> AsyncIterator[tuple[list[tuple[AgentId, _Hash]], StreamId]]:
         cursor, start = 0, self._keys.agent("")
         while True:
             with unavailable():
                 found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCANNED)
                 cursor, keys = found
                 names = (key.decode().removeprefix(start) for key in keys)
+                # Before the hashes: what changes an agent after they were read has a greater id.
+                as_of = await newest_id(self._client, self._keys.heartbeats)
                 # Agents of a type called "agent" have sets by names that begin alike.
                 page = await self._page([AgentId(name) for name in names if is_agent_id(name)])
             if page:
-                yield page
+                yield page, as_of
             if not cursor:
                 return
 
@@ -113,9 +128,9 @@ def _is_whole(raw: _Hash) -> bool:
     return raw.keys() >= _FIELDS
 
 
-def _log_of(agent_id: AgentId, raw: _Hash) -> list[LogEntry]:
+def _log_of(agent_id: AgentId, raw: _Hash, as_of: StreamId) -> list[LogEntry]:
     if b"status" in raw:
-        return entries_of(_read(agent_id, raw)) if _is_whole(raw) else []
+        return entries_of(_read(agent_id, raw, as_of)) if _is_whole(raw) else []
     # A tombstone knows nothing but the entry by which the agent was forgotten.
     if b"last_id" not in raw:
         return []
@@ -130,13 +145,14 @@ def _log_of(agent_id: AgentId, raw: _Hash) -> list[LogEntry]:
     return [LogEntry(stream_id, forgotten)]
 
 
-def _read(agent_id: AgentId, raw: _Hash) -> IndexedAgent:
+def _read(agent_id: AgentId, raw: _Hash, as_of: StreamId) -> IndexedAgent:
     fields = {name.decode(): value.decode() for name, value in raw.items()}
     metrics = None
     if fields.get("has_metrics") == "1":
         sent = {name: fields[name] for name in RESOURCE_FIELDS if name in fields}
         metrics = msgspec.convert(sent, ResourceMetrics, strict=False)
     status = AgentStatus(fields["status"])
+    changes = fields.get("changes", "").split()
     return IndexedAgent(
         heartbeat=Heartbeat(
             agent_id=agent_id,
@@ -153,31 +169,52 @@ def _read(agent_id: AgentId, raw: _Hash) -> IndexedAgent:
         indexed=fields["indexed"],
         cordon=decode_cordon(raw[b"cordon"]) if raw.get(b"cordon") else None,
         cordon_id=StreamId.parse(fields["cordon_id"]) if fields.get("cordon_id") else None,
+        # Who is taken out as silent loses the fingerprint; a goodbye has one, as every heartbeat.
+        silent=status is AgentStatus.OFFLINE and not fields.get("fingerprint"),
+        retired=tuple(_boot(line) for line in fields.get("boots", "").split("\n") if line),
+        changed_ms=int(changes[-1]) if changes else None,
+        as_of=as_of,
     )
 
 
+def _boot(line: str) -> Boot:
+    seq, _, boot_id = line.partition(" ")
+    return Boot(boot_id, int(seq))
+
+
 def entries_of(agent: IndexedAgent) -> list[LogEntry]:
-    """The log entries that would make the record agree with the index about this agent."""
-
-    def transition(stream_id: StreamId, kind: TransitionKind, reason: Reason) -> LogEntry:
-        return LogEntry(
-            stream_id,
-            Transition(
-                agent_id=agent.heartbeat.agent_id,
-                kind=kind,
-                reason=reason,
-                position=stream_id,
-                at_ms=stream_id.ms,
-                cordon=agent.cordon if kind is TransitionKind.CORDONED else None,
-            ),
+    """What makes the record agree with the index about this agent, as entries of the log."""
+    agent_id = agent.heartbeat.agent_id
+    state = IndexedState(heartbeat=agent.heartbeat, silent=agent.silent, retired=agent.retired)
+    entries = [LogEntry(agent.last_id, state)]
+    if agent.changed_ms is not None:
+        change = Transition(
+            agent_id=agent_id,
+            kind=TransitionKind(agent.status.value),
+            reason=Reason.SILENT if agent.silent else Reason.HEARTBEAT,
+            position=agent.last_id,
+            at_ms=agent.changed_ms,
         )
-
-    silent = Reason.SILENT if agent.status is AgentStatus.OFFLINE else Reason.HEARTBEAT
-    entries = [
-        LogEntry(agent.last_id, agent.heartbeat),
-        transition(agent.last_id, TransitionKind(agent.status.value), silent),
-    ]
+        entries.append(LogEntry(_change_id(agent), change))
     if agent.cordon_id is not None:
-        kind = TransitionKind.UNCORDONED if agent.cordon is None else TransitionKind.CORDONED
-        entries.append(transition(agent.cordon_id, kind, Reason.OPERATOR))
+        cordon = Transition(
+            agent_id=agent_id,
+            kind=TransitionKind.UNCORDONED if agent.cordon is None else TransitionKind.CORDONED,
+            reason=Reason.OPERATOR,
+            position=agent.cordon_id,
+            at_ms=agent.cordon_id.ms,
+            cordon=agent.cordon,
+        )
+        entries.append(LogEntry(agent.cordon_id, cordon))
     return entries
+
+
+def _change_id(agent: IndexedAgent) -> StreamId:
+    """Where the last change of status stands among the agent's changes: after all that had been when its hash was
+    read, before all that come later. When it was says nothing of that: ids run ahead of a clock that was set back.
+    """
+    stream_id = max(agent.as_of, agent.last_id)
+    if stream_id != agent.cordon_id:
+        return stream_id
+    # Both are events of the agent, and the key of an event is its entry.
+    return StreamId(stream_id.ms, stream_id.n - 1) if stream_id.n else StreamId(stream_id.ms - 1, _GREATEST_N)

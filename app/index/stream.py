@@ -68,13 +68,7 @@ class HeartbeatStream:
             return "*"
         # As next_id in common.lua.
         with unavailable():
-            try:
-                info: Any = await self._client.xinfo_stream(self._keys.heartbeats)
-            except ResponseError as error:
-                if "no such key" not in str(error):
-                    raise
-                return f"{now_ms}-*"
-        return f"{max(now_ms, StreamId.parse(info['last-generated-id']).ms)}-*"
+            return f"{max(now_ms, (await newest_id(self._client, self._keys.heartbeats)).ms)}-*"
 
 
 class GroupReader:
@@ -218,6 +212,17 @@ class StreamUpkeep:
                 needed = pending["min"] if pending["pending"] else group["last-delivered-id"]
                 positions[name] = StreamId.parse(needed)
         return positions
+
+
+async def newest_id(client: aredis.Redis, stream: str) -> StreamId:
+    """The greatest id that the stream ever had, 0-0 where there is none."""
+    try:
+        info: Any = await client.xinfo_stream(stream)
+    except ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return StreamId(0)
+    return StreamId.parse(info["last-generated-id"])
 
 
 async def ensure_group(client: aredis.Redis, stream: str, group: str) -> None:

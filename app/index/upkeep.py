@@ -20,7 +20,7 @@ from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
 from app.index.lookup import SWEEP_SLICE, sweep_call
 from app.index.placement import apply_arguments, restore_arguments
 from app.index.scripts import Argument, Call, library, load
-from app.index.stream import ensure_group
+from app.index.stream import ensure_group, newest_id
 from app.models.agent import RecordedState
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
@@ -223,10 +223,9 @@ class Upkeep:
             await self.publish()
             for group in (GROUP_INDEX, GROUP_RECORD):
                 await ensure_group(self._client, self._keys.heartbeats, group)
-            if greatest_recorded is not None:
-                info = await self._client.xinfo_stream(self._keys.heartbeats)
-                if StreamId.parse(info["last-generated-id"]) < greatest_recorded:
-                    await command(self._client, "XSETID", self._keys.heartbeats, str(greatest_recorded))
+            newest = await newest_id(self._client, self._keys.heartbeats)
+            if greatest_recorded is not None and newest < greatest_recorded:
+                await command(self._client, "XSETID", self._keys.heartbeats, str(greatest_recorded))
 
     async def publish(self) -> None:
         """Lets those read the index who have no settings: planners' clients, and people with redis-cli."""

@@ -9,9 +9,9 @@ import msgspec
 
 from app.models.capacity import AgentStatus, GpuType, Resources
 from app.models.cordon import Cordon
-from app.models.heartbeat import Gpu, ResourceMetrics
+from app.models.heartbeat import Gpu, Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
-from app.models.order import Order
+from app.models.order import Boot, Order
 from app.models.transition import Reason, TransitionKind
 
 DEFAULT_PAGE: Final = 100
@@ -99,3 +99,21 @@ class RecordedState(msgspec.Struct, frozen=True, kw_only=True):
     order: Order
     cordon: Cordon | None = None
     cordon_id: StreamId | None = None
+
+
+class IndexedState(msgspec.Struct, frozen=True, kw_only=True):
+    """What brings the record up to what the index knows of an agent where log entries in between are lost.
+
+    Attributes:
+        heartbeat: the newest one, as far as the index keeps it: without the single GPUs.
+        silent: declared offline after a silence; its own status is then not known.
+        retired: earlier boots, newest first.
+    """
+
+    heartbeat: Heartbeat
+    silent: bool
+    retired: tuple[Boot, ...]
+
+    @property
+    def agent_id(self) -> AgentId:
+        return self.heartbeat.agent_id

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import msgspec
 
+from app.models.agent import IndexedState
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from app.models.transition import Transition
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered)."""
+    """`body` is None for an entry that cannot be decoded; `fault` then says why (it is dead-lettered).
+
+    An `IndexedState` stands in no log: it takes the place of entries that are lost.
+    """
 
     stream_id: StreamId
-    body: Heartbeat | Transition | None
+    body: Heartbeat | Transition | IndexedState | None
     fault: str = ""
 
 

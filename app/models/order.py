@@ -70,3 +70,15 @@ def advance(
         return Outcome.CLONED, order
     retired = (order.holder, *(old for old in order.retired if old.boot_id != boot.boot_id))
     return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=retired[: KEPT_BOOTS - 1])
+
+
+def recall(order: Order, retired: tuple[Boot, ...]) -> Order:
+    """Adds earlier boots that somebody else remembers, who knows more of them: his come first."""
+    newest: dict[str, Boot] = {}
+    for boot in (*retired, *order.retired):
+        if order.holder is not None and boot.boot_id == order.holder.boot_id:
+            continue
+        known = newest.get(boot.boot_id)
+        if known is None or known.seq < boot.seq:
+            newest[boot.boot_id] = boot
+    return msgspec.structs.replace(order, retired=tuple(newest.values())[: KEPT_BOOTS - 1])

@@ -13,11 +13,12 @@ from typing import Final
 
 import msgspec
 
+from app.models.agent import IndexedState
 from app.models.capacity import AgentStatus
 from app.models.heartbeat import Gpu, Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
 from app.models.log import LogEntry
-from app.models.order import Boot, Order, Outcome, advance
+from app.models.order import Boot, Order, Outcome, advance, recall
 from app.models.transition import Transition, TransitionKind
 
 NEVER: Final = StreamId(0, 0)
@@ -99,29 +100,49 @@ class Fold:
                 self._take_heartbeat(entry.stream_id, entry.body)
             elif isinstance(entry.body, Transition):
                 self._take_transition(entry.stream_id, entry.body)
+            elif isinstance(entry.body, IndexedState):
+                self._take_indexed(entry.stream_id, entry.body)
 
     def _take_heartbeat(self, stream_id: StreamId, heartbeat: Heartbeat) -> None:
-        agent_id = heartbeat.agent_id
+        outcome, order = self._judge(stream_id, heartbeat.agent_id, _boot_of(heartbeat))
+        self.outcomes[outcome] += 1
+        if outcome is Outcome.APPLIED:
+            self._apply(stream_id, order, heartbeat.agent_id, reported_by(heartbeat, self._reported(heartbeat)))
+
+    def _take_indexed(self, stream_id: StreamId, indexed: IndexedState) -> None:
+        heartbeat, state = indexed.heartbeat, self.states.get(indexed.agent_id)
+        boot = _boot_of(heartbeat)
+        if state is not None and boot == state.order.holder:
+            boot = None  # what came since named no boot
+        outcome, order = self._judge(stream_id, heartbeat.agent_id, boot)
+        if outcome is Outcome.APPLIED:
+            reported = reported_anew(indexed, self._reported(heartbeat))
+            self._apply(stream_id, recall(order, indexed.retired), heartbeat.agent_id, reported)
+        state = self.states[heartbeat.agent_id]
+        if indexed.silent and state.order.last_id == stream_id and state.offline_at < stream_id:
+            state.offline_at = stream_id
+            self.marked.add(state.agent_id)
+
+    def _judge(self, stream_id: StreamId, agent_id: AgentId, boot: Boot | None) -> tuple[Outcome, Order]:
         state = self.states.get(agent_id)
-        boot = None
-        if heartbeat.boot_id is not None and heartbeat.seq is not None:
-            boot = Boot(heartbeat.boot_id, heartbeat.seq)
-        outcome, order = advance(
+        return advance(
             state.order if state is not None else None, stream_id, boot, offline_after_ms=self.offline_after_ms
         )
-        self.outcomes[outcome] += 1
-        if outcome is not Outcome.APPLIED:
-            return
+
+    def _reported(self, heartbeat: Heartbeat) -> Reported | None:
+        state = self.states.get(heartbeat.agent_id)
+        return None if state is None or state.forgotten_ms is not None else state.reported
+
+    def _apply(self, stream_id: StreamId, order: Order, agent_id: AgentId, reported: Reported) -> None:
+        state = self.states.get(agent_id)
         if state is None or state.forgotten_ms is not None:
             offline_at = NEVER if state is None else state.offline_at
-            state = AgentState(
-                agent_id, order, reported_by(heartbeat, None), stream_id.ms, stream_id.ms, offline_at
-            )
+            state = AgentState(agent_id, order, reported, stream_id.ms, stream_id.ms, offline_at)
             self.states[agent_id] = state
         else:
             self._close_slot(state, stream_id.ms)
             state.order = order
-            state.reported = reported_by(heartbeat, state.reported)
+            state.reported = reported
             state.heartbeat_ms = stream_id.ms
         self.touched.add(agent_id)
         self.newest_heartbeat = max(self.newest_heartbeat, stream_id)
@@ -169,9 +190,34 @@ def reported_by(heartbeat: Heartbeat, before: Reported | None) -> Reported:
     )
 
 
+def reported_anew(indexed: IndexedState, before: Reported | None) -> Reported:
+    """What the last heartbeat said by all that is known: the index does not keep single GPUs, nor what an agent
+    that fell silent had said its status was.
+    """
+    heartbeat = indexed.heartbeat
+    status = heartbeat.status
+    if indexed.silent:
+        said = AgentStatus.OFFLINE if before is None else before.status
+        status = AgentStatus.ONLINE if said is AgentStatus.OFFLINE else said
+    return Reported(
+        agent_type=heartbeat.agent_type,
+        pool_name=heartbeat.pool_name,
+        hostname=heartbeat.hostname,
+        status=status,
+        gpus=() if before is None else before.gpus,
+        metrics=heartbeat.metrics,
+    )
+
+
 def slot_of(ms: int, slot_length_ms: int) -> int:
     """Start of the time slot that the moment falls into."""
     return ms - ms % slot_length_ms
+
+
+def _boot_of(heartbeat: Heartbeat) -> Boot | None:
+    if heartbeat.boot_id is None or heartbeat.seq is None:
+        return None
+    return Boot(heartbeat.boot_id, heartbeat.seq)
 
 
 def _stream_id(entry: LogEntry) -> StreamId:
