@@ -19,7 +19,10 @@ _LOOK_EVERY_S: Final = 0.5
 _SHORTEST_LOOK_S: Final = 0.001
 _JITTER: Final = 0.1
 _LONGEST_SHARE: Final = 0.45
-"""Of `offline_after_s`: an agent that is asked for less often would look silent after one lost heartbeat."""
+"""Of `offline_after_s`, jitter included: asked for less often, agents would look silent after one lost heartbeat.
+
+The rest is for the agent's own jitter and a gateway's batch.
+"""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +106,9 @@ class HeartbeatIntake:
     def _next_s(self) -> float:
         """Jittered; widely so while more come in than the target, so that a fleet that returns at once spreads."""
         widest = 0.5 if self._rate_per_s > self._target_per_s else 1.0 - _JITTER
-        return round(random.uniform(widest, 1.0 + _JITTER) * self._spread_s(), 3)  # noqa: S311  # spread, no secret
+        spread_s = self._spread_s()
+        latest_s = min(self._longest_s, (1.0 + _JITTER) * spread_s)
+        return round(random.uniform(widest * spread_s, latest_s), 3)  # noqa: S311  # spread, no secret
 
     async def _look(self) -> None:
         now = self._steady_s()

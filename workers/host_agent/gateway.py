@@ -32,7 +32,7 @@ _LARGEST_BATCH: Final = 500
 _MOST_AGENTS: Final = 20_000
 _LONGEST_BACKOFF_S: Final = 10.0
 _RETRY_AFTER_S: Final = 5.0
-_JITTER: Final = 0.1
+_JITTER: Final = 0.2
 _KEEP_ALIVE_S: Final = 75
 _BACKLOG: Final = 2048
 _GRACE_S: Final = 3
@@ -93,7 +93,8 @@ class Collector:
         return agent_id in self._cloned
 
     def next_heartbeat_s(self) -> float:
-        return round(self._wish_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER), 3)
+        # Never later than the server wishes: it knows how long its agents may be silent.
+        return round(self._wish_s * self._rng.uniform(1 - _JITTER, 1), 3)
 
     def status(self) -> RelayStatus:
         with self._lock:
