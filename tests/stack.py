@@ -35,6 +35,7 @@ class Stack:
         self.record = record
         self.settings = settings
         self.clock = clock
+        self.steady_s = 0.0
         self.service = self.service_over(index.capacity)
         reader = GroupReader(
             index.capacity._client, index.keys, GROUP_INDEX, "test", batch=100, block_s=0.01, takeover_after_s=10.0
@@ -48,6 +49,7 @@ class Stack:
             clock=self.clock,
             offline_after_s=self.settings.offline_after_s,
             index_timeout_s=self.settings.redis_timeout_s,
+            steady_s=lambda: self.steady_s,
         )
 
     def app_over(self, index: CapacityIndex) -> FastAPI:

@@ -509,6 +509,28 @@ async def test_nothing_is_said_to_come_from_the_future_after_the_clock_was_set_b
 
 
 @on_both_databases
+async def test_nobody_stays_fresh_in_the_record_until_a_clock_has_caught_up(
+    stack: Stack, away: CapacityIndex
+) -> None:
+    """Redis's clock was an hour ahead of this process's when it went away."""
+    await stack.report(heartbeat(1))
+    stack.clock.advance(60)
+    await stack.report(heartbeat(2), heartbeat(3))
+    stack.clock.advance(-3600)
+    service = stack.service_over(away)
+    assert numbers(await service.get_available_capacity()) == [3, 2, 1]
+    for passed_s, fresh in ((29, [3, 2, 1]), (31, [3, 2]), (90, [3, 2])):
+        stack.steady_s = passed_s
+        stack.clock.advance(1)
+        assert numbers(await service.get_available_capacity()) == fresh
+    stack.steady_s = 91
+    with pytest.raises(CapacityUnknownError):
+        await service.get_available_capacity()
+    with pytest.raises(CapacityUnknownError):
+        await service.get_agent_capacity(agent_id(2))
+
+
+@on_both_databases
 async def test_the_record_knows_single_agents_too(stack: Stack, away: CapacityIndex) -> None:
     await stack.report(
         heartbeat(1, resource_metrics=WHOLE),

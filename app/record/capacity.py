@@ -47,14 +47,19 @@ class RecordedCapacity:
         self._offline_after_ms = round(settings.offline_after_s * 1000)
 
     async def find(
-        self, query: CapacityQuery, *, seen_since_ms: int, session: RecordSession | None = None
+        self,
+        query: CapacityQuery,
+        *,
+        seen_since_ms: int,
+        now_ms: int | None = None,
+        session: RecordSession | None = None,
     ) -> CapacityPage:
+        wanted = self._conditions(query, seen_since_ms, now_ms)
         async with self._database.reading(session) as connection:
             newest_ms = await _newest_heartbeat_ms(connection)
-            found = await self._page(connection, query, seen_since_ms)
+            found = await self._page(connection, query, wanted)
             total = None
             if query.counted:
-                wanted = self._conditions(query, seen_since_ms)
                 total = await connection.scalar(select(func.count()).select_from(agent_registry).where(*wanted))
         return CapacityPage(
             agents=found[: query.limit],
@@ -100,10 +105,9 @@ class RecordedCapacity:
             return await _newest_heartbeat_ms(connection)
 
     async def _page(
-        self, connection: AsyncConnection, query: CapacityQuery, seen_since_ms: int
+        self, connection: AsyncConnection, query: CapacityQuery, wanted: list[ColumnElement[bool]]
     ) -> list[AvailableCapacity]:
         """One row more than the limit, where there is one; rows that cannot be read make no answer short."""
-        wanted = self._conditions(query, seen_since_ms)
         order = (_agents.gpu_vram_available_gb.desc(), _agents.agent_id.desc())
         found: list[AvailableCapacity] = []
         after = query.after
@@ -116,10 +120,12 @@ class RecordedCapacity:
             after = Cursor(page[-1].gpu_vram_available_gb, AgentId(page[-1].agent_id))
         return found
 
-    def _conditions(self, query: CapacityQuery, seen_since_ms: int) -> list[ColumnElement[bool]]:
-        since_ms, now_ms = seen_since_ms, seen_since_ms + self._offline_after_ms
+    def _conditions(
+        self, query: CapacityQuery, seen_since_ms: int, now_ms: int | None
+    ) -> list[ColumnElement[bool]]:
+        since_ms, present_ms = seen_since_ms, seen_since_ms + self._offline_after_ms
         if query.max_age_s is not None:
-            since_ms = max(since_ms, now_ms - round(query.max_age_s * 1000))
+            since_ms = max(since_ms, present_ms - round(query.max_age_s * 1000))
         conditions = [
             # As in the partial index; a tombstone is offline too.
             _agents.status == literal(AgentStatus.ONLINE.value, literal_execute=True),
@@ -129,7 +135,7 @@ class RecordedCapacity:
             # Beyond 32 bits the driver would refuse what no agent has anyway.
             _agents.cpu_cores_available >= min(max(1, query.min_cpu_cores), MAX_CORES + 1),
             _agents.last_ms >= since_ms,
-            _agents.agent_id.not_in(cordoned_at(now_ms)),
+            _agents.agent_id.not_in(cordoned_at(present_ms if now_ms is None else now_ms)),
         ]
         if query.pool_name is not None:
             conditions.append(_agents.pool_name == query.pool_name)

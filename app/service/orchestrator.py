@@ -15,7 +15,6 @@ import msgspec
 
 from app.errors import (
     AgentNotFoundError,
-    CapacityUnknownError,
     IndexUnavailableError,
     RecordUnavailableError,
 )
@@ -28,6 +27,7 @@ from app.models.capacity import (
     check_query,
 )
 from app.models.identity import AgentId, parse_agent_id
+from app.service.freshness import Fresh, Freshness
 from app.service.ports import CapacityIndex, CapacityRecord, Clock, RecordSession
 from app.telemetry import LOOKUP_SECONDS, LOOKUPS
 
@@ -61,6 +61,7 @@ class OrchestratorService:
         offline_after_s: silence after which an agent counts as offline.
         index_timeout_s: longest wait for the index; the record is asked after it.
         record_timeout_s: longest wait for the record.
+        steady_s: a clock that nobody sets, for freshness in the record.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class OrchestratorService:
         offline_after_s: float = 90.0,
         index_timeout_s: float = 1.0,
         record_timeout_s: float = 5.0,
+        steady_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
         self._record = record
-        self._clock = clock
-        self._offline_after_ms = math.ceil(offline_after_s * 1000)
+        offline_after_ms = math.ceil(offline_after_s * 1000)
+        self._freshness = Freshness(clock=clock, offline_after_ms=offline_after_ms, steady_s=steady_s)
         self._index_timeout_s = index_timeout_s
         self._record_timeout_s = record_timeout_s
         self._index_away = False
@@ -170,29 +172,24 @@ class OrchestratorService:
             raise unavailable from None
 
     async def _find_recorded(self, query: CapacityQuery, db: RecordSession | None) -> CapacityPage:
-        seen_since_ms, as_of = await self._recorded_since(db)
-        page = await self._record.find(query, seen_since_ms=seen_since_ms, session=db)
-        return msgspec.structs.replace(page, source="record", as_of=as_of)
+        fresh = await self._recorded_freshness(db)
+        page = await self._record.find(query, seen_since_ms=fresh.seen_since_ms, now_ms=fresh.now_ms, session=db)
+        return msgspec.structs.replace(page, source="record", as_of=_moment(fresh.as_of_ms))
 
     async def _get_recorded(self, agent_id: AgentId, db: RecordSession | None) -> LocatedCapacity | None:
-        seen_since_ms, as_of = await self._recorded_since(db)
-        agent = await self._record.get(agent_id, seen_since_ms=seen_since_ms, session=db)
-        return None if agent is None else LocatedCapacity(agent=agent, source="record", as_of=as_of)
+        fresh = await self._recorded_freshness(db)
+        agent = await self._record.get(agent_id, seen_since_ms=fresh.seen_since_ms, session=db)
+        if agent is None:
+            return None
+        return LocatedCapacity(agent=agent, source="record", as_of=_moment(fresh.as_of_ms))
 
-    async def _recorded_since(self, db: RecordSession | None) -> tuple[int, datetime]:
-        """From when on the record counts as fresh, and how fresh it is.
+    async def _recorded_freshness(self, db: RecordSession | None) -> Fresh:
+        """Raises CapacityUnknownError when nothing in the record is fresh."""
+        return self._freshness.of(await self._record.newest_heartbeat_ms(session=db))
 
-        Raises:
-            CapacityUnknownError: nobody in it was heard of recently, which says more about the way of the
-                heartbeats than about the agents.
-        """
-        now_ms = self._clock.now_ms()
-        seen_since_ms = now_ms - self._offline_after_ms
-        newest_ms = await self._record.newest_heartbeat_ms(session=db)
-        if newest_ms is None or newest_ms < seen_since_ms:
-            raise CapacityUnknownError
-        # After the clock was set back the newest heartbeat seems to come from the future, where nobody was asked.
-        return seen_since_ms, datetime.fromtimestamp(min(newest_ms, now_ms) / 1000, UTC)
+
+def _moment(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def _count(call: Call, source: Source, started: float) -> None:

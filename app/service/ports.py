@@ -185,9 +185,18 @@ class CapacityRecord(Protocol):
     """
 
     async def find(
-        self, query: CapacityQuery, *, seen_since_ms: int, session: RecordSession | None = None
+        self,
+        query: CapacityQuery,
+        *,
+        seen_since_ms: int,
+        now_ms: int | None = None,
+        session: RecordSession | None = None,
     ) -> CapacityPage:
-        """The same agents in the same order as the index, of those heard of since `seen_since_ms`."""
+        """The same agents in the same order as the index, of those heard of since `seen_since_ms`.
+
+        Cordons that have expired at `now_ms` hide nobody; left out, that is when somebody heard of at
+        `seen_since_ms` is offline.
+        """
         ...
 
     async def get(

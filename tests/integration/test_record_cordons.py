@@ -73,6 +73,10 @@ async def test_a_search_of_the_record_leaves_cordoned_agents_out(record: Record)
     await record.writer.write([beat(3599, heartbeat(number)) for number in (1, 2, 3)])
     assert await searched(record, now_s=3599.0) == [agent_id(3)]
     assert await searched(record, now_s=3601.0) == [agent_id(3), agent_id(2)]
+    # A clock of Redis that was ahead lets no cordon end early.
+    ahead = {"seen_since_ms": START_MS + 3_511_000, "now_ms": START_MS + 3_599_000}
+    page = await record.capacity.find(CapacityQuery(), **ahead)
+    assert [found.agent_id for found in page.agents] == [agent_id(3)]
 
 
 async def test_what_was_said_later_holds_whichever_comes_first(record: Record) -> None:
