@@ -69,7 +69,7 @@ class Reaper:
 
 
 class Housekeeping:
-    """Now and then: trims the stream and drops agents that have been offline for very long."""
+    """Now and then: trims the stream, forgets consumers that are gone and agents that are long offline."""
 
     name = "housekeeping"
     pause_s = _HOUSEKEEPING_EVERY_S
@@ -88,6 +88,7 @@ class Housekeeping:
         # Redis trims a bounded number of entries a call: fewer than a large fleet adds between two rounds.
         while await self._stream.trim():
             pass
+        await self._stream.forget_consumers()
         await self._upkeep.forget_marks()
         dropped = kept = 0
         more = True

@@ -28,6 +28,7 @@ _HEARTBEAT: Final = b"heartbeat"
 _TRANSITION: Final = b"transition"
 _KEPT_DEAD_LETTERS: Final = 10_000
 _LISTED_CLONES: Final = 500
+_GONE_AFTER_S: Final = 86_400.0
 
 _log = logger(__name__)
 
@@ -195,6 +196,12 @@ class StreamUpkeep:
             if await self._client.xlen(self._keys.heartbeats) > self._max_entries:
                 floor = positions[GROUP_INDEX]
             return int(await self._client.xtrim(self._keys.heartbeats, minid=str(floor), approximate=True))
+
+    async def forget_consumers(self, *, idle_s: float = _GONE_AFTER_S) -> int:
+        """Forgets consumers that hold no entry and have been idle for so long; returns how many."""
+        call = Call(load("forget_consumers"), self._keys.prefix, ("", round(idle_s * 1000)))
+        with unavailable():
+            return int(await run(self._client, call))
 
     async def positions(self) -> dict[str, StreamId | None]:
         """Per group the oldest entry it still needs; None where the group does not exist."""

@@ -65,6 +65,22 @@ async def test_a_dead_consumers_entries_are_taken_over(index: Index) -> None:
     assert taken == read
 
 
+async def test_consumers_that_are_gone_are_forgotten_but_for_those_that_hold_entries(index: Index) -> None:
+    client: Any = index.capacity._client
+    group = ("headroom:heartbeats", "index")
+    await index.log.append([heartbeat(1)])
+    await index.index_reader().read()
+    for name in ("gone", "gone too"):
+        await client.xgroup_createconsumer(*group, name)
+    await client.xgroup_createconsumer("headroom:heartbeats", "record", "gone")
+    (holding,) = [one for one in await client.xinfo_consumers(*group) if one["pending"]]
+    assert await index.stream.forget_consumers() == 0
+    assert await index.stream.forget_consumers(idle_s=0) == 3
+    assert [one["name"] for one in await client.xinfo_consumers(*group)] == [holding["name"]]
+    await client.flushall()
+    assert await index.stream.forget_consumers(idle_s=0) == 0
+
+
 async def test_a_flush_is_treated_as_a_missing_group(index: Index) -> None:
     reader = index.index_reader()
     blocked = asyncio.create_task(reader.read())
