@@ -219,7 +219,7 @@ class Upkeep:
             found = Epoch.parse(epoch.decode("ascii", "replace")) if epoch else None
             if found is not None and found.layout != LAYOUT:
                 await self._wipe()
-            await self._client.set(self._keys.rebuild, marker)
+            await self._client.set(self._keys.rebuild, f"{marker} {await self._run_id()}")
             await self.publish()
             for group in (GROUP_INDEX, GROUP_RECORD):
                 await ensure_group(self._client, self._keys.heartbeats, group)
@@ -251,12 +251,18 @@ class Upkeep:
             return sum(await run_all(self._client, calls))
 
     async def open_epoch(self, marker: str) -> bool:
-        """Ends a rebuild; False when Redis was flushed or restarted meanwhile and it must begin again."""
+        """Ends a rebuild; False when Redis was flushed, restarted or replaced meanwhile: it must begin again."""
         with unavailable():
-            # The run id is read anew: a restart with its data intact keeps the marker.
-            self._epochs.reconnected()
-            arguments = (marker, LAYOUT, await self._epochs.run_id(), self._offline_after_ms)
+            run_id = await self._run_id()
+            arguments = (f"{marker} {run_id}", LAYOUT, run_id, self._offline_after_ms)
             return await run(self._client, self._call("open_epoch", *arguments)) is not None
+
+    async def _run_id(self) -> str:
+        """Read anew. A rebuild is bound to one run of the server: one that restarted, or a replica that took over,
+        may have the marker and yet lack the last agents that were put back.
+        """
+        self._epochs.reconnected()
+        return await self._epochs.run_id()
 
     def _call(self, script: str, *arguments: Argument) -> Call:
         now_ms = self._clock.now_ms()

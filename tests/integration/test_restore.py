@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from app.index.clock import ManualClock
+from app.index.connect import server_run_id
 from app.index.opening import Index
 from app.index.placement import from_ms
 from app.models.agent import RecordedState, RegisteredAgent
@@ -142,3 +144,37 @@ async def test_an_old_boot_that_won_while_the_index_had_forgotten_it_loses_again
     assert await index.upkeep.restore([known]) == 1
     assert await order_of(index, 1) == ("b", "5", ["3 a"])
     await assert_index_consistent(index)
+
+
+async def test_what_was_reported_below_the_recorded_ids_counts_by_its_seq(
+    index: Index, clock: ManualClock
+) -> None:
+    """Redis lost everything after its clock had been set back."""
+    client: Any = index.capacity._client
+    greatest = StreamId(clock.now_ms(), 7)
+    states = [recorded(n, greatest, boots=[Boot("a", 3), Boot("z", 9)]) for n in (1, 2, 3)]
+    await client.flushall()
+    clock.jump(-3600)
+    beats = [heartbeat(1, vram=5.0, boot_id="a", seq=4), heartbeat(2, vram=6.0, boot_id="a", seq=3)]
+    await index.log.append([*beats, heartbeat(3, boot_id="a", seq=4, status=AgentStatus.OFFLINE)])
+    await index.upkeep.begin_rebuild("again", None)
+    await apply_everything(index)
+    await index.upkeep.begin_rebuild("again", greatest)
+    assert await index.upkeep.restore(states) == 2
+    assert await index.upkeep.open_epoch("again")
+    assert [row.agent_id for row in (await index.capacity.find(CapacityQuery())).agents] == [agent_id(1)]
+    assert await order_of(index, 1) == ("a", "4", ["9 z"])
+    assert await client.hget(index.keys.agent(agent_id(1)), "last_id") == str(greatest).encode()
+    await assert_index_consistent(index)
+    clock.advance(30)
+    await index.log.append([heartbeat(1, vram=4.0, boot_id="a", seq=5)])
+    await apply_everything(index)
+    assert [row.gpu_vram_available_gb for row in (await index.capacity.find(CapacityQuery())).agents] == [4.0]
+
+
+async def test_a_rebuild_begins_again_on_another_run_of_the_server(index: Index) -> None:
+    """A server that restarted has the marker, and may lack what was put back last."""
+    await index.upkeep.begin_rebuild("mine", None)
+    for run_id, opened in (("f" * 40, False), (None, True)):
+        index.epochs._read_run_id = server_run_id if run_id is None else AsyncMock(return_value=run_id)
+        assert await index.upkeep.open_epoch("mine") is opened

@@ -1,5 +1,6 @@
 -- Opens an epoch after a rebuild: from now on lookups trust the index, and a grace begins, since agents could
--- not report while Redis was away. The rebuild's marker proves that nothing was flushed since it began.
+-- not report while Redis was away. The rebuild's marker proves that nothing was flushed since it began, and that
+-- it began on this run of the server.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV     1 now in ms, empty for the server's time   2 marker   3 layout   4 run id of the server

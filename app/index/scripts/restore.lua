@@ -19,6 +19,13 @@ local function compare(id, known)
     return judge(known, nil, nil, nil, id, '', '', 0)
 end
 
+-- Ids begin anew when Redis loses its data: after the clock was set back they lie below the recorded ones until the
+-- rebuild raises them. What was reported in between is the newer by its own count. A goodbye is left to the record:
+-- it would not hear of this one.
+local function later_by_seq(known, boot, seq)
+    return boot ~= '' and known[4] == boot and greater(known[5], seq)
+end
+
 -- Without what the record remembers of boots, an old one would be new to an index that has lost its data.
 -- Returns true when the index took a heartbeat from one that must not have won: then the record is right.
 local function recall_boots(key, last_id, boot, seq, boots)
@@ -55,9 +62,13 @@ while at <= #ARGV do
     local first, count = at + 13, tonumber(ARGV[at + 12])
     local key = agent_key(agent_id)
     local state = read_state(agent_id)
-    local known = redis.call('HMGET', key, 'cordon', 'cordon_id', 'last_id')
+    local known = redis.call('HMGET', key, 'cordon', 'cordon_id', 'last_id', 'boot_id', 'seq')
     local cordoned = known[1] and known[1] ~= '' or false
     local fresher = compare(last_id, known[3]) == 'applied'
+    if fresher and state and state.status ~= 'offline' and later_by_seq(known, ARGV[at + 2], ARGV[at + 3]) then
+        redis.call('HSET', key, 'last_id', last_id)
+        fresher = false
+    end
     if state and not fresher then
         fresher = recall_boots(key, last_id, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
     end
