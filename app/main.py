@@ -17,7 +17,7 @@ from app.service.receiving import ReceiverBeat
 from app.settings import Settings
 from workers.clock_watch import ClockWatch
 from workers.runner import Loop, running
-from workers.startup import refuse_unfit_stores
+from workers.startup import StoreCheck
 
 
 def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
@@ -58,9 +58,16 @@ def create_app(settings: Settings, *, wiring: Wiring | None = None) -> FastAPI:
             wired = wire(settings, ports)
             app.state.drain = wired.drain
             beat = ReceiverBeat(index.upkeep, consumer_name(), refused=wired.intake.take_refused)
-            loops: Sequence[Loop] = [beat, ClockWatch(index.upkeep), wired.hub, wired.waiting, wired.planner]
+            loops: Sequence[Loop] = [
+                StoreCheck(index, record),
+                beat,
+                ClockWatch(index.upkeep),
+                wired.hub,
+                wired.waiting,
+                wired.planner,
+            ]
             drain_s = settings.shutdown_after_s - settings.requests_end_after_s
-            await stores.enter_async_context(running(loops, drain_s=drain_s))
+            app.state.loops = await stores.enter_async_context(running(loops, drain_s=drain_s))
             yield {"wiring": wired}
 
     return build_api(lifespan)
@@ -73,4 +80,4 @@ async def refuse_unfit(settings: Settings) -> None:
         stores.push_async_callback(index.close)
         record = open_record(settings)
         stores.push_async_callback(record.close)
-        await refuse_unfit_stores(index, record)
+        await StoreCheck(index, record).run_once()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
@@ -30,15 +31,22 @@ _OTHER_FILES: Final = 200
 
 
 def serve(app: Starlette, settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then lets the requests under way finish."""
+    """Serves until SIGTERM or SIGINT, then lets the requests under way finish.
+
+    Raises:
+        StartupRefusedError: a store that was away at the start came, and is none to work with.
+    """
     inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
     listener = listen(settings) if inherited is None else socket.socket(fileno=int(inherited))
     server = server_of(app, settings)
     _log.info("The API listens", url=address_of(listener))
     server.run(sockets=[listener])
+    loops = server.loops
+    if loops is not None and loops.done():
+        loops.result()
 
 
-def server_of(app: Starlette, settings: Settings) -> uvicorn.Server:
+def server_of(app: Starlette, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         lifespan="on",
@@ -55,7 +63,7 @@ def server_of(app: Starlette, settings: Settings) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, int(settings.requests_end_after_s)),
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
-    return _Server(config, app)
+    return Server(config, app)
 
 
 class KeptAlive(HttpToolsProtocol):
@@ -70,12 +78,24 @@ class KeptAlive(HttpToolsProtocol):
         super().on_response_complete()
 
 
-class _Server(uvicorn.Server):
-    """Ends searches that wait and streams of events when it is told to end, instead of waiting for them."""
+class Server(uvicorn.Server):
+    """Ends searches that wait and streams of events when it is told to end, instead of waiting for them; ends by
+    itself when the application's loops do.
+    """
 
     def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
         super().__init__(config)
         self._app = app
+
+    @property
+    def loops(self) -> asyncio.Task[None] | None:
+        """None where the application has none."""
+        loops: asyncio.Task[None] | None = getattr(self._app.state, "loops", None)
+        return loops
+
+    async def on_tick(self, counter: int) -> bool:
+        ended = self.loops is not None and self.loops.done()
+        return await super().on_tick(counter) or ended
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drain = getattr(self._app.state, "drain", None)

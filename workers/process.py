@@ -17,7 +17,7 @@ from workers.rebuild import Rebuild
 from workers.recorder import Reconcile, Recorder, Thinning
 from workers.runner import Loop, Runner
 from workers.sampler import Sampler
-from workers.startup import refuse_unfit_stores
+from workers.startup import StoreCheck
 
 WorkerName = Literal["ingest", "recorder", "reaper"]
 WORKERS: Final[tuple[WorkerName, ...]] = get_args(WorkerName)
@@ -32,8 +32,9 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     index = open_index(settings, purpose=name)
     record = open_record(settings)
     try:
-        await refuse_unfit_stores(index, record)
-        runner = Runner(_loops(name, settings, index, record), drain_s=settings.shutdown_after_s / 2)
+        check = StoreCheck(index, record)
+        await check.run_once()
+        runner = Runner([check, *_loops(name, settings, index, record)], drain_s=settings.shutdown_after_s / 2)
         await runner.run(signals=True, ready=lambda: _log.info("Worker runs", worker=name))
         _log.info("Worker ends", worker=name)
     finally:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from app.errors import UnavailableError
+from app.errors import StartupRefusedError, UnavailableError
 from app.telemetry import LOOP_FAILURES, logger
 
 _FIRST_BACKOFF_S: Final = 0.1
@@ -42,7 +42,8 @@ class Runner:
     """Runs loops side by side until it is told to stop.
 
     A round that fails is logged and counted, and the loop goes on after a pause that doubles up to 5 s: nothing
-    that a dependency does ends a worker. A stop lets the rounds that are under way finish within `drain_s`.
+    that a dependency does ends a worker, save that it turns out to be one that no worker may work with. A stop
+    lets the rounds that are under way finish within `drain_s`.
     """
 
     def __init__(self, loops: Sequence[Loop], *, drain_s: float) -> None:
@@ -55,6 +56,9 @@ class Runner:
 
     async def run(self, *, signals: bool = False, ready: Callable[[], None] = lambda: None) -> None:
         """Returns once every loop has ended.
+
+        Raises:
+            StartupRefusedError: a loop says that this process must not work with what it found.
 
         Args:
             signals: whether SIGTERM and SIGINT stop it.
@@ -87,6 +91,8 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 await loop.run_once()
+            except StartupRefusedError:
+                raise
             except UnavailableError as error:
                 LOOP_FAILURES.labels(loop=loop.name).inc()
                 _log.warning("A dependency is away", loop=loop.name, code=error.code, detail=error.detail)
@@ -111,12 +117,12 @@ class Runner:
 
 
 @asynccontextmanager
-async def running(loops: Sequence[Loop], *, drain_s: float) -> AsyncIterator[None]:
-    """Runs loops beside what the caller does."""
+async def running(loops: Sequence[Loop], *, drain_s: float) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs loops beside what the caller does, who is to end when the task does, and to raise what it raised."""
     runner = Runner(loops, drain_s=drain_s)
     task = asyncio.create_task(runner.run())
     try:
-        yield
+        yield task
     finally:
         runner.stop()
-        await task
+        await asyncio.wait([task])

@@ -13,6 +13,7 @@ from tests.faults.conftest import Row
 from tests.faults.house import environment_of
 from tests.faults.nursery import Nursery, Process
 from tests.servers import PostgresServer, start_valkey
+from tests.waiting import wait_until
 
 Start = Callable[..., list[Process]]
 PARTS = (["api"], ["worker", "ingest"], ["worker", "recorder"], ["worker", "reaper"])
@@ -74,6 +75,21 @@ def test_row_12_blocking_longer_than_the_socket_timeout(start: Start, row: Row) 
     [reason] = reasons(start(stream_block_s=5, stream_timeout_s=5))
     assert "HEADROOM_STREAM_BLOCK_S must be below HEADROOM_STREAM_TIMEOUT_S" in reason
     row.saw("BLOCK above the socket timeout is refused")
+
+
+def test_row_12_evicting_policy_of_a_server_that_comes_later(start: Start, row: Row, servers: ExitStack) -> None:
+    """Redis is away at the start, and has an evicting maxmemory-policy when it comes."""
+    server = servers.enter_context(start_valkey(config=["maxmemory-policy allkeys-lru"]))
+    server.stop()
+    processes = start(redis_url=server.url)
+    for process in processes:
+        wait_until(
+            lambda log=process: "does not answer yet" in log.log, timeout_s=30, what="a start without Redis"
+        )
+    server.start()
+    [reason] = reasons(processes)
+    assert "allkeys-lru" in reason
+    row.saw("a Redis that comes later is checked then")
 
 
 def test_row_12_schema_not_migrated(start: Start, row: Row, postgres_server: PostgresServer) -> None:

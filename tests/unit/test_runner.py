@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.errors import RecordUnavailableError
+from app.errors import RecordUnavailableError, StartupRefusedError
 from workers.runner import LoopEndedError, Runner
 
 
@@ -44,6 +44,12 @@ async def test_a_round_that_fails_is_followed_by_another() -> None:
     loop = Scripted(RecordUnavailableError(), ValueError("nobody foresaw this"), None)
     await asyncio.wait_for(runner_of(loop).run(), 10)
     assert loop.done == 3
+
+
+async def test_a_store_that_nobody_may_work_with_ends_all_loops() -> None:
+    refusing, other = Scripted(None, StartupRefusedError("no such schema")), Scripted(None, pause_s=60.0)
+    with pytest.raises(StartupRefusedError, match="no such schema"):
+        await asyncio.wait_for(runner_of(refusing, other).run(), 10)
 
 
 async def test_a_stop_need_not_wait_for_a_pause() -> None:
