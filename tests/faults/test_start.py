@@ -82,10 +82,11 @@ def test_row_12_evicting_policy_of_a_server_that_comes_later(start: Start, row: 
     server = servers.enter_context(start_valkey(config=["maxmemory-policy allkeys-lru"]))
     server.stop()
     processes = start(redis_url=server.url)
-    for process in processes:
-        wait_until(
-            lambda log=process: "does not answer yet" in log.log, timeout_s=30, what="a start without Redis"
-        )
+    wait_until(
+        lambda: all("does not answer yet" in process.log for process in processes),
+        timeout_s=60,
+        what="starts without Redis",
+    )
     server.start()
     [reason] = reasons(processes)
     assert "allkeys-lru" in reason
