@@ -18,7 +18,7 @@ class ClockWatch:
     """One round: has the distance between both clocks changed since the round before?
 
     Runs in every API, ingest and reaper process: the sooner a jump is known, the fewer lookups judge by a wrong
-    time. Whom they took out meanwhile the first to notice puts back.
+    time. Whom they took out meanwhile any process puts back: the first to notice may die over it.
     """
 
     name = "clock-watch"
@@ -27,7 +27,6 @@ class ClockWatch:
     def __init__(self, upkeep: Upkeep) -> None:
         self._upkeep = upkeep
         self._distance_ms: int | None = None
-        self._shift_ms = 0
 
     async def run_once(self) -> None:
         await self.look()
@@ -44,9 +43,7 @@ class ClockWatch:
             if await self._upkeep.note_jump(shift_ms):
                 CLOCK_JUMPS.inc()
                 _log.error("Redis's clock was set", shift_s=round(shift_ms / 1000, 1))
-                self._shift_ms = shift_ms
         # Only now: a jump that could not be noted is there to be noticed in the next round.
         self._distance_ms = distance_ms
-        while self._shift_ms:
-            if await self._upkeep.readmit(self._shift_ms) < SWEEP_SLICE:
-                self._shift_ms = 0
+        while await self._upkeep.readmit() == SWEEP_SLICE:
+            pass

@@ -194,12 +194,12 @@ class Upkeep:
             call = self._call("jump", shift_ms, self._offline_after_ms, JUMP_TOLERANCE_MS)
             return bool(await run(self._client, call))
 
-    async def readmit(self, shift_ms: int) -> int:
-        """Puts back one slice of those taken out between a jump of the clock and its note; SWEEP_SLICE: maybe
-        more.
+    async def readmit(self) -> int:
+        """Puts back one slice of those taken out between the last jump of the clock and its note, whoever noted
+        it; SWEEP_SLICE: maybe more.
         """
         with unavailable():
-            call = self._call("readmit", shift_ms, self._offline_after_ms, SWEEP_SLICE, JUMP_TOLERANCE_MS)
+            call = self._call("readmit", self._offline_after_ms, SWEEP_SLICE, JUMP_TOLERANCE_MS)
             return int(await run(self._client, call))
 
     async def receive(self, receiver: str, *, gap_s: float) -> bool:

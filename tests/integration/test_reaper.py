@@ -414,6 +414,27 @@ async def test_a_jump_that_could_not_be_noted_is_noticed_again(
     assert await index.capacity._client.zcard(index.keys.silent) == 0
 
 
+async def test_who_was_taken_out_is_put_back_though_the_one_that_noted_the_jump_died(
+    index: Index, clock: ManualClock
+) -> None:
+    dies, lives = ClockWatch(index.upkeep), ClockWatch(index.upkeep)
+    await dies.look()
+    await report(index, 1)
+    clock.advance(60)
+    await report(index, *range(2, 30))
+    await index.upkeep.receive("api", gap_s=15)
+    clock.jump(3600)
+    assert await reaper(index).sweep() == 0
+    assert await index.upkeep.note_jump(3_600_000)
+    assert await index.upkeep.readmit() > 0
+    clock.advance(40)
+    await lives.look()
+    # The first has been silent for too long by now.
+    assert sorted(await found(index)) == [agent_id(n) for n in range(2, 30)]
+    await assert_index_consistent(index)
+    assert await index.upkeep.readmit() == 0
+
+
 async def test_who_was_silent_before_a_jump_stays_out(index: Index, clock: ManualClock) -> None:
     watch = ClockWatch(index.upkeep)
     await report(index, 1)

@@ -24,6 +24,7 @@ for i = 1, info.err and 0 or #info, 2 do
     if info[i] == 'last-generated-id' then ahead = tonumber((split_id(info[i + 1]))) end
 end
 redis.call('HSET', clock_key, 'at_ms', string.format('%.0f', now), 'shift_ms', string.format('%.0f', total),
-    'last_shift_ms', string.format('%.0f', shift), 'ahead_ms', string.format('%.0f', ahead))
+    'last_shift_ms', string.format('%.0f', shift), 'ahead_ms', string.format('%.0f', ahead),
+    'readmit_ms', string.format('%.0f', shift))
 redis.call('SET', prefix .. ':grace', string.format('%.0f', now + tonumber(ARGV[3])))
 return 1

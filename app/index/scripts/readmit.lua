@@ -3,17 +3,20 @@
 -- future of that clock.
 --
 -- KEYS[1]  prefix of the shard
--- ARGV     1 now in ms, empty for the server's time   2 shift_ms of the jump, negative when the clock was set back
---          3 offline_after_ms   4 slice   5 tolerance_ms of what is a jump
+-- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms   3 slice   4 tolerance_ms of what is a jump
 -- Result   number of agents put back; as many as the slice: there may be more
 --!include common ladder place feed totals state
 
+local clock_key, slice = prefix .. ':clock', tonumber(ARGV[3])
+-- The jump whose agents are still to be put back: whoever noted it may have died over it.
+local jump = redis.call('HMGET', clock_key, 'readmit_ms', 'at_ms', 'shift_ms')
+if not jump[1] then return 0 end
+local shift = tonumber(jump[1])
+local newest = string.format('%.0f', tonumber(jump[2]) - shift + tonumber(ARGV[4]))
 -- A jump on the heels of another: agents may have been seen before both, and jump.lua has added them up.
-local shift = tonumber(ARGV[2])
-local newest = string.format('%.0f', now - shift + tonumber(ARGV[5]))
-if shift > 0 then shift = tonumber(redis.call('HGET', prefix .. ':clock', 'shift_ms') or shift) end
-local oldest = string.format('%.0f', now - shift - tonumber(ARGV[3]))
-local found = redis.call('ZRANGE', silent_key, oldest, newest, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[4]),
+if shift > 0 then shift = tonumber(jump[3]) end
+local oldest = string.format('%.0f', now - shift - tonumber(ARGV[2]))
+local found = redis.call('ZRANGE', silent_key, oldest, newest, 'BYSCORE', 'LIMIT', 0, slice,
     'WITHSCORES')
 for i = 1, #found, 2 do
     local agent_id = found[i]
@@ -27,5 +30,6 @@ for i = 1, #found, 2 do
         end
     end
 end
+if #found / 2 < slice then redis.call('HDEL', clock_key, 'readmit_ms') end
 write_totals()
 return #found / 2
