@@ -166,11 +166,11 @@ class Upkeep:
                 await self._client.zremrangebyscore(key, "-inf", before)
 
     async def expire_cordons(self) -> int:
-        """Lifts one slice of the cordons whose time is up; SWEEP_SLICE: maybe more."""
+        """Lifts one slice of the cordons whose time is up, none while the time says little; SWEEP_SLICE: maybe
+        more.
+        """
         with unavailable():
-            due: Any = await self._client.zrange(
-                self._keys.cordons, 0, await self.now_ms(), byscore=True, offset=0, num=SWEEP_SLICE
-            )
+            due = await run(self._client, self._call("due_cordons", SWEEP_SLICE, RECEIVING_GAP_MS))
             for agent_id in due:
                 await run(self._client, self._call("cordon", agent_id, "", "", "1"))
             return len(due)

@@ -13,6 +13,7 @@ from tests.indexing import agent_id, apply_everything, heartbeat, index_settings
 from tests.logs import START_MS
 from tests.serving import http_client
 from tests.stack import Stack
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.rebuild import Rebuild
 
@@ -103,6 +104,8 @@ async def test_a_cordon_ends_by_itself(settings: Settings) -> None:
     async with opened_index(settings, clock=clock) as index:
         record = open_record(settings)
         stack = Stack(index, record, settings, clock)
+        # Past the grace that follows the opening of an epoch.
+        clock.advance(90)
         await stack.report(heartbeat(1))
         await cordon(stack, one(1), expires_in_s=60)
         clock.advance(59)
@@ -111,4 +114,56 @@ async def test_a_cordon_ends_by_itself(settings: Settings) -> None:
         clock.advance(2)
         await Reaper(index.upkeep, "test", every_s=1).sweep()
         assert await stack.search() == [1]
+        await record.close()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_a_cordon_outlasts_a_clock_that_is_set_forwards_and_back(settings: Settings, *, noted: bool) -> None:
+    clock = ManualClock(START_MS)
+    async with opened_index(settings, clock=clock) as index:
+        record = open_record(settings)
+        stack = Stack(index, record, settings, clock)
+        reaper, watch = Reaper(index.upkeep, "test", every_s=1), ClockWatch(index.upkeep)
+
+        async def passes(seconds: float) -> list[int]:
+            clock.advance(seconds)
+            await index.upkeep.receive("api", gap_s=1e9)
+            await stack.report(heartbeat(1), heartbeat(2))
+            await reaper.sweep()
+            return sorted(await stack.search())
+
+        await passes(90)
+        await cordon(stack, one(1), expires_in_s=1800)
+        await watch.look()
+        clock.jump(3600)
+        if noted:
+            await watch.look()
+        await reaper.sweep()
+        await watch.look()
+        assert await passes(1) == [2]
+        assert await passes(900) == [2]
+        clock.jump(-3600)
+        await watch.look()
+        assert await passes(800) == [2]
+        assert await passes(200) == [1, 2]
+        await record.close()
+
+
+async def test_a_clock_that_stays_set_forwards_ends_cordons_after_an_hour(settings: Settings) -> None:
+    clock = ManualClock(START_MS)
+    async with opened_index(settings, clock=clock) as index:
+        record = open_record(settings)
+        stack = Stack(index, record, settings, clock)
+        reaper, watch = Reaper(index.upkeep, "test", every_s=1), ClockWatch(index.upkeep)
+        await stack.report(heartbeat(1), heartbeat(2))
+        await cordon(stack, one(1), expires_in_s=3600)
+        await cordon(stack, one(2), expires_in_s=36_000)
+        await watch.look()
+        clock.jump(86_400)
+        await watch.look()
+        for after_s, free in ((3599, []), (2, [1, 2])):
+            clock.advance(after_s)
+            await stack.report(heartbeat(1), heartbeat(2))
+            await reaper.sweep()
+            assert sorted(await stack.search()) == free
         await record.close()
