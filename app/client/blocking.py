@@ -33,7 +33,8 @@ class CapacityClient:
     Threads may share a client: each call in progress has a connection of its own, so there are as many as calls
     were ever in progress at once, and none waits for another. After a fork the child makes its own connections.
     Lookups change nothing, so a call whose kept connection turns out to be closed is repeated on a new one;
-    nothing else is ever repeated.
+    nothing else is ever repeated. A call that times out takes the idle connections with it: where a firewall has
+    forgotten them, the next call need not wait for another one.
 
     Args:
         url: `redis://`, `rediss://` or `unix://` for the index (redis-py's URLs: user, password, database),

@@ -29,6 +29,9 @@ _EVENTS: Final = "/api/v1/events"
 _LINK_NEXT: Final = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
 _CODE: Final = re.compile(r"[a-z_]{1,64}")
 
+_KEPT: Final = httpx.Limits(keepalive_expiry=5.0)
+"""Idle connections are dropped soon: one that a firewall has forgotten would cost a call its timeout."""
+
 ERRORS: Final[Mapping[str, type[HeadroomError]]] = {
     error.code: error
     for error in vars(app.errors).values()
@@ -229,7 +232,7 @@ class HttpTransport:
 
     def _open(self) -> httpx.Client:
         # A transport of its own: the proxies of the environment are for other machines.
-        return httpx.Client(transport=httpx.HTTPTransport(), timeout=self._timeout_s)
+        return httpx.Client(transport=httpx.HTTPTransport(limits=_KEPT), timeout=self._timeout_s)
 
 
 class AsyncHttpTransport:
@@ -238,7 +241,7 @@ class AsyncHttpTransport:
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._url = url.rstrip("/")
         self._timeout_s = timeout_s
-        self._client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), timeout=timeout_s)
+        self._client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(limits=_KEPT), timeout=timeout_s)
 
     async def find(self, query: CapacityQuery, *, with_total: bool = False) -> CapacityPage:  # noqa: ARG002  it is
         return await self._run(_find(query))

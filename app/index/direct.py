@@ -22,7 +22,7 @@ from app.index.clock import IndexClock, ServerClock
 from app.index.epoch import OtherServerError
 from app.index.insight import Insights
 from app.index.keys import Keys
-from app.index.links import FAULTS, AsyncLinks, Conversation, options
+from app.index.links import FAULTS, TIMEOUTS, AsyncLinks, Conversation, options
 from app.index.lookup import Lookups
 from app.index.packing import packing
 from app.index.session import Commands, Session, domain_error, skip
@@ -144,6 +144,9 @@ class DirectIndex:
             self._drop_idle()
             return self._run_anew(conversation)
         except FAULTS as error:
+            if isinstance(error, TIMEOUTS):
+                # A firewall may have forgotten this connection and the others: no second call waits for one.
+                self._drop_idle()
             raise domain_error(error) from error
 
     def _run_anew(self, conversation: Conversation[T]) -> T:

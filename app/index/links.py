@@ -8,6 +8,7 @@ docs/decisions, "Short waits on the spot", has the figures.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -29,6 +30,8 @@ T = TypeVar("T")
 Conversation = Callable[[Session], Commands[T]]
 
 FAULTS: Final = (redis_errors.RedisError, OSError)
+
+TIMEOUTS: Final = (redis_errors.TimeoutError, TimeoutError)
 
 _PATIENCE_S: Final = 0.000_3
 """The event loop stands still for at most so long per round trip."""
@@ -100,6 +103,7 @@ class AsyncLinks:
     async def _run(self, conversation: Conversation[T]) -> T:
         if not self._idle:
             return await self._run_anew(conversation)
+        started = time.monotonic()
         try:
             return await self._run_on(self._idle.pop(), conversation)
         except (redis_errors.ConnectionError, OtherServerError):
@@ -108,7 +112,15 @@ class AsyncLinks:
             self._drop_idle()
             return await self._run_anew(conversation)
         except FAULTS as error:
+            if isinstance(error, TIMEOUTS):
+                # A firewall may have forgotten this connection and the others: no second call waits for one.
+                self._drop_idle()
             raise domain_error(error) from error
+        except asyncio.CancelledError:
+            # As above; the caller's own limit may have come just before ours.
+            if time.monotonic() - started > self._timeout_s / 2:
+                self._drop_idle()
+            raise
 
     async def _run_anew(self, conversation: Conversation[T]) -> T:
         try:

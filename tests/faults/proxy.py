@@ -17,11 +17,17 @@ _CHUNK = 65_536
 
 @dataclass(eq=False)
 class _Link:
-    """One connection through the proxy. `doomed`: its next reply is swallowed and the connection cut."""
+    """One connection through the proxy.
+
+    Attributes:
+        doomed: its next reply is swallowed and the connection cut.
+        forgotten: all that is sent on it is swallowed.
+    """
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     doomed: bool = False
+    forgotten: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def cut(self) -> None:
@@ -84,6 +90,11 @@ class Proxy:
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._open.set)
+
+    def forget(self) -> None:
+        """As a firewall that restarts: what is sent on present connections goes nowhere, and nobody is told."""
+        for link in list(self._links):
+            link.forgotten = True
 
     def cut(self) -> None:
         """Resets every connection there is."""
@@ -157,6 +168,8 @@ class Proxy:
                 if self._matches("_lose_request", chunk):
                     link.cut()
                     return
+                if link.forgotten:
+                    continue
                 link.doomed = link.doomed or self._matches("_lose_reply", chunk)
                 await self._pass_on(link.server, chunk, self.request_delay_s)
 
