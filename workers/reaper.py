@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.index.lookup import SWEEP_SLICE
 from app.telemetry import MASS_SILENCE, SWEPT, logger
+from workers.clock_watch import ClockWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +32,7 @@ class Reaper:
     def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float) -> None:
         self._upkeep = upkeep
         self._holder = holder
+        self._watch = ClockWatch(upkeep)
         self.pause_s = every_s
 
     async def run_once(self) -> None:
@@ -39,6 +41,8 @@ class Reaper:
         else:
             # Whoever has the lease says so.
             MASS_SILENCE.set(0)
+            # Compared with a look from long ago, a clock that drifts would seem to have been set.
+            await self._watch.look()
 
     async def sweep(self) -> int:
         """Does all that is due now, slice by slice; returns how many agents were declared offline.
@@ -46,6 +50,8 @@ class Reaper:
         Nothing is due before the rebuild after an outage of Redis: the grace that is for the agents' return
         begins with it, and in the index they have all been silent for as long as Redis was away.
         """
+        # A step of Redis's clock looks like silence, and whoever is declared offline for it stays so.
+        await self._watch.look()
         if await self._upkeep.current_epoch() is None:
             MASS_SILENCE.set(0)
             return 0

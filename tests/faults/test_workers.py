@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.conftest import Build, Row
+from tests.faults.fleet import agent_ids
 from tests.faults.house import House
 
 INDEX_ONLY = frozenset({"index"})
@@ -77,10 +78,18 @@ def test_row_04_worker_sleeps_past_the_takeover(build: Build, row: Row, name: st
     sleeper.resume()
     # Its write comes after everything that it had read was superseded; then it works on as one of two.
     house.fleet.start()
+    house.by_name[name] = sleeper
+    house.until(lambda: rejected(house, name), what="the late write's rejection")
     house.until(lambda: house.reads(sleeper, group), what="the sleeper's next read")
     house.check(heal=False)
     row.require_answers(sources=INDEX_ONLY)
-    row.saw(f"{name}: the late write changed nothing")
+    row.saw(f"{name}: the late write was rejected ({rejected(house, name):.0f} heartbeats) and changed nothing")
+
+
+def rejected(house: House, name: str) -> float:
+    """How many heartbeats the newest worker of that name found to be older than what is there."""
+    metric = {"ingest": "headroom_heartbeats_total", "recorder": "headroom_recorded_heartbeats_total"}[name]
+    return sum(house.counted(name, metric, outcome=outcome) for outcome in ("duplicate", "reordered"))
 
 
 def test_row_07_rebuild_meets_fresher_heartbeats(build: Build, row: Row) -> None:
@@ -111,58 +120,84 @@ def test_row_07_rebuild_meets_fresher_heartbeats(build: Build, row: Row) -> None
     row.saw(f"{len(fresh)} fresher agents stayed, the others came from the record, all with their cordons")
 
 
+OFFLINE = "SELECT CAST(agent_id AS varchar(36)) FROM agent_events WHERE to_status = 'offline'"
+
+
+def declared_offline(house: House) -> list[str]:
+    return sorted(agent_id for (agent_id,) in house.sql(OFFLINE))
+
+
 def test_row_39_reaper_meets_a_fresh_heartbeat(build: Build, row: Row) -> None:
-    """A reaper stops after it took a silent agent out; the agent reports before it is declared offline."""
-    house = build(heartbeat_interval_s=1, offline_after_s=3)
-    silent, *others = house.fleet.reporters
-    house.fleet.start(every_s=0.05, among=others)
+    """A reaper stops after it took two silent agents out; one of them reports before both would be declared
+    offline.
+    """
+    house = build(heartbeat_interval_s=1, offline_after_s=4)
+    both = house.another_fleet(agent_ids(2, first=100))
+    both.report_batch()
+    fresh, dead = both.reporters
+    # All at once: nobody else may fall silent by chance.
+    house.fleet.start(every_s=0.1, batches=True)
     reaper = house.replace("reaper", stop_at="swept")
     reaper.until_stopped()
-    assert silent.agent_id not in house.found()
-    house.fleet.report(among=[silent])
-    house.until(lambda: silent.agent_id in house.found(), what="the fresh heartbeat")
+    house.until(lambda: house.found() == {*house.fleet.ids}, what="the absence of both")
+    both.report(among=[fresh])
+    house.until(lambda: fresh.agent_id in house.found(), what="the fresh heartbeat")
     reaper.resume()
-    for _ in range(20):
-        house.fleet.report(among=[silent])
-        assert silent.agent_id in house.found()
+
+    def other_is_offline() -> bool:
+        both.report(among=[fresh])
+        assert fresh.agent_id in house.found()
+        return dead.agent_id in declared_offline(house)
+
+    # The same reaper goes on with both on its list: that it has come to the one says that it passed the other.
+    house.until(other_is_offline, what="the other's end")
+    assert declared_offline(house) == [dead.agent_id]
     house.settle_quickly()
     row.require_answers(sources=INDEX_ONLY)
-    assert house.sql("SELECT count(*) FROM agent_events WHERE to_status = 'offline'") == [(0,)]
-    row.saw("the heartbeat won: found at once, no offline event")
+    row.saw("the heartbeat won: found at once and never declared offline; the one that stayed silent was")
 
 
 def test_row_40_two_reapers(build: Build, row: Row) -> None:
-    """Two reapers, one of them stopped in the middle of a sweep until the other has its lease."""
-    house = build(heartbeat_interval_s=1, offline_after_s=3)
-    fading, lively = house.fleet.reporters[:4], house.fleet.reporters[4:]
-    house.fleet.start(every_s=0.05, among=lively)
-    offline = "SELECT count(*) FROM agent_events WHERE to_status = 'offline'"
+    """Two reapers, one of them stopped in the middle of a sweep until the other has its lease; then both awake."""
+    house = build(heartbeat_interval_s=1, offline_after_s=4)
+    fading = house.another_fleet(agent_ids(4, first=100))
+    fading.report_batch()
+    house.fleet.start(every_s=0.1, batches=True)
     sleeper = house.replace("reaper", stop_at="swept")
     sleeper.until_stopped()
     house.start("reaper")
-    house.until(lambda: house.sql(offline) == [(4,)], what="four agents offline")
+    house.until(lambda: declared_offline(house) == fading.ids, what="four agents offline")
     sleeper.resume()
-    house.fleet.report(among=fading)
-    # A second outage, with both awake.
-    house.until(lambda: house.sql(offline) == [(8,)], what="four agents offline again")
-    house.fleet.report(among=fading)
+    # It says so after the sweep in the middle of which it slept, and goes on to declare.
+    house.until_logged("Took silent agents out of the index", by=sleeper)
+    fading.report_batch()
+    # A second outage, with both awake. They stay offline: coming back would be counted, too.
+    house.until(lambda: declared_offline(house) == sorted(2 * fading.ids), what="four agents offline again")
+    changes = "SELECT CAST(agent_id AS varchar(36)), sum(changes) FROM agent_events GROUP BY agent_id"
+    told = {**dict.fromkeys(house.fleet.ids, 1), **dict.fromkeys(fading.ids, 4)}
+    assert dict(house.sql(changes)) == told
     house.settle_quickly()
     row.require_answers(sources=INDEX_ONLY)
-    # By now they are flapping: their last return stands in the event of their last silence.
-    changes = "SELECT DISTINCT n FROM (SELECT sum(changes) AS n FROM agent_events GROUP BY agent_id) AS agents"
-    assert sorted(house.sql(changes)) == [(1,), (5,)]
-    row.saw("2 outages of 4 agents: 8 transitions to offline")
+    row.saw("2 outages of 4 agents: 8 transitions to offline, 2 of each, and no other agent's")
 
 
 def test_row_41_reaper_dead(build: Build, row: Row) -> None:
-    """There is no reaper and an agent falls silent."""
-    house = build("ingest", "recorder", "api", heartbeat_interval_s=1, offline_after_s=3)
-    silent, *others = house.fleet.reporters
-    house.fleet.start(every_s=0.05, among=others)
-    house.until(lambda: silent.agent_id not in house.found(), what="the silent agent's absence")
+    """The reaper is killed, then an agent falls silent."""
+    house = build(heartbeat_interval_s=1, offline_after_s=4)
+    house.by_name["reaper"].kill()
+    lone = house.another_fleet(agent_ids(1, first=100))
+    lone.report_batch()
+    [silent] = lone.ids
+    house.fleet.start(every_s=0.1, batches=True)
+    house.until(lambda: silent not in house.found(), what="the silent agent's absence")
     for _ in range(50):
-        assert silent.agent_id not in house.found()
-    assert house.get(f"/api/v1/agents/{silent.agent_id}/capacity").body["status"] == "offline"
+        assert silent not in house.found()
+    assert house.get(f"/api/v1/agents/{silent}/capacity").body["status"] == "offline"
+    assert not declared_offline(house), "there is nobody to declare it"
+    house.start("reaper")
+    house.until(lambda: declared_offline(house) == [silent], what="the event of a new reaper")
     house.settle_quickly()
     row.require_answers(sources=INDEX_ONLY)
-    row.saw("never found after 3 s of silence, reads offline; back with its next heartbeat")
+    row.saw(
+        "never found after 4 s of silence, reads offline; declared so by the next reaper; back with a heartbeat"
+    )
