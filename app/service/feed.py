@@ -138,6 +138,7 @@ class FeedHub:
         try:
             changes = await self._feed.read(start, block_s=self._block_s)
         except Exception:
+            # Whatever it is, waiters must not rely on being told. Raised again: the runner logs and counts it.
             if self._live:
                 log.warning("The change feed cannot be read: waiters look now and then until it can")
             self._live = False
