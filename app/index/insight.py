@@ -29,6 +29,11 @@ _BIG_ENOUGH_SHAPES: Final = 1_000
 """Kinds of machines that one call looks through: about a millisecond of Redis's time."""
 
 _SUMMARY_SLICE: Final = 25
+_TYPES_SLICE: Final = 50
+"""Types whose totals one call reads: less than a millisecond of Redis's time."""
+
+_TYPES_SCANNED: Final = 500
+
 _MIB: Final = 1024
 
 
@@ -127,30 +132,58 @@ class Insights:
         self, *, agent_type: str | None, pool_name: str | None, limit: int, after: str | None
     ) -> Steps[tuple[list[PoolTotals], str | None]]:
         """Each type's largest pools first, at most `limit` pools; `after` is what the page before returned."""
+        pool = "" if pool_name is None else encode_pool(pool_name)
         rows: list[PoolTotals] = []
-        skip = int(after) if after else 0
-        end = skip + limit
-        while skip < end:
-            size = min(_SUMMARY_SLICE, end - skip)
-            arguments = (agent_type or "", "" if pool_name is None else encode_pool(pool_name), skip, size)
-            reply = yield lambda epoch, arguments=arguments: Call(  # type: ignore[misc]  # binds this round's
-                load("summary"), self._keys.prefix, ("", "", epoch, *arguments)
-            )
-            for row_type, pool, figures in reply[1:]:
-                rows += _totals(row_type.decode(), unquote(pool.decode()), figures)
-            skip += len(reply) - 1
-            if len(reply) - 1 < size:
-                return rows, None
-        return rows, str(skip)
+        taken, begin = 0, int(after) if after else 0
+        skip = begin
+        parts: list[list[str]] = [[] if agent_type is None else [agent_type]]
+        while parts and taken < limit:
+            size = min(_SUMMARY_SLICE, limit - taken)
+            reply = yield from self._of_types("summary", (pool, skip, size), parts[0])
+            if reply[0] == b"many":
+                parts = yield from self._types()
+                continue
+            found = reply[2:]
+            for row_type, row_pool, figures in found:
+                rows += _totals(row_type.decode(), unquote(row_pool.decode()), figures)
+            taken += len(found)
+            skip += len(found)
+            if len(found) < size:
+                skip = reply[1]
+                del parts[0]
+        return rows, str(begin + taken) if parts else None
 
     def overall(self, *, agent_type: str | None) -> Steps[Overall]:
-        reply = yield lambda epoch: Call(
-            load("overall"), self._keys.prefix, ("", "", epoch, "" if agent_type is None else agent_type)
-        )
+        """Of one moment, unless there are very many types."""
+        reply = yield from self._of_types("overall", (), [] if agent_type is None else [agent_type])
+        found = reply[1:]
+        if reply[0] == b"many":
+            for part in (yield from self._types()):
+                found += (yield from self._of_types("overall", (), part))[1:]
         rows: list[PoolTotals] = []
-        for row_type, _, figures in reply[1:]:
+        for row_type, _, figures in found:
             rows += _totals(row_type.decode(), "", figures)
-        return Overall(rows=rows, pools=sum(int(pools) for _, pools, _ in reply[1:]))
+        return Overall(rows=rows, pools=sum(int(pools) for _, pools, _ in found))
+
+    def _of_types(self, script: str, arguments: tuple[Argument, ...], types: list[str]) -> Steps[list[Any]]:
+        reply = yield lambda epoch: Call(
+            load(script), self._keys.prefix, ("", "", epoch, _TYPES_SLICE, *arguments, *types)
+        )
+        return cast("list[Any]", reply)
+
+    def _types(self) -> Steps[list[list[str]]]:
+        """All types in order, in parts of which one call each may read the totals."""
+        types: set[str] = set()
+        cursor = "0"
+        while True:
+            reply = yield lambda epoch, cursor=cursor: Call(  # type: ignore[misc]  # binds this round's
+                load("types"), self._keys.prefix, ("", "", epoch, cursor, _TYPES_SCANNED)
+            )
+            types.update(name.decode() for name in reply[2:])
+            cursor = reply[1].decode()
+            if cursor == "0":
+                ordered = sorted(types)
+                return [ordered[at : at + _TYPES_SLICE] for at in range(0, len(ordered), _TYPES_SLICE)]
 
     def _counts(self, script: str, query: CapacityQuery, *more: Argument) -> Steps[list[int]]:
         return [int(number) for number in (yield from self._call(script, query, *more))]

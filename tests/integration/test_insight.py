@@ -310,3 +310,42 @@ async def test_one_pool_of_many_types_comes_in_pages_too(redis_url: str) -> None
             assert {row.pool_name for row in page} <= {"mine"}
             found += [row.agent_type for row in page]
         assert found == [f"type-{n:02}" for n in range(30) if n % 3]
+
+
+async def test_totals_of_very_many_types_are_read_in_parts(redis_url: str) -> None:
+    """Each call holds Redis for as long as a few types take."""
+    async with opened_index(index_settings(redis_url)) as index:
+        client: Any = index.capacity._client
+        metrics = ResourceMetrics(gpu_vram_available_gb=1.0, cpu_cores_available=2)
+        made = [(f"t{n % 600:03}", f"pool {n // 600}") for n in range(900)]
+        fleet = [
+            Heartbeat(agent_id=agent_id(n), agent_type=kind, pool_name=pool, resource_metrics=metrics)
+            for n, (kind, pool) in enumerate(made)
+        ]
+        await index.log.append(fleet)
+        await apply_everything(index)
+        whole, rest = await index.insight.summary(limit=1000)
+        assert rest is None
+        assert sorted((row.agent_type, row.pool_name) for row in whole) == sorted(made)
+        assert [row.agent_type for row in whole] == sorted(kind for kind, _ in made)
+        pages: list[Any] = []
+        after: str | None = None
+        while pages == [] or after is not None:
+            page, after = await index.insight.summary(limit=260, after=after)
+            pages += page
+        assert pages == whole
+        mine, _ = await index.insight.summary(pool_name="pool 1", limit=1000)
+        assert [row.agent_type for row in mine] == [f"t{n:03}" for n in range(300)]
+        overall = await index.insight.overall()
+        assert overall.pools == 900
+        assert [row.placeable for row in overall.rows] == [2] * 300 + [1] * 300
+
+        async def calls(command: str) -> int:
+            stats = await client.info("commandstats")
+            return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+        before = await calls("hkeys"), await calls("evalsha")
+        await index.insight.overall()
+        await index.insight.summary(limit=10, after="880")
+        assert await calls("hkeys") == before[0]
+        assert await calls("evalsha") - before[1] > 24
