@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     @property
     def requests_end_after_s(self) -> float:
         """How long the API lets requests finish; in the rest of `shutdown_after_s` its own loops end."""
-        return 0.75 * self.shutdown_after_s
+        return self.shutdown_after_s * 2 / 3
 
     @property
     def record_url(self) -> str:

@@ -66,6 +66,25 @@ def test_flags_say_the_same_as_the_settings(command: str) -> None:
     assert flags <= Settings.model_fields.keys()
 
 
+@pytest.mark.parametrize("command", [("agent", "--check"), ("up", "--help")])
+def test_nobody_need_read_to_the_end(command: tuple[str, str], tmp_path: Path) -> None:
+    """As in `headroom agent --check | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nowhere:
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+            stdout=nowhere,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_any_setting_is_a_flag(tmp_path: Path) -> None:
     done = headroom("api", "--offline-after-s", "10", "--heartbeat-interval-s=30", cwd=tmp_path)
     assert done.returncode == os.EX_CONFIG
