@@ -121,6 +121,17 @@ async def send(pipeline: aredis.client.Pipeline) -> list[Any]:
     return replies
 
 
+async def send_reads(pipeline: aredis.client.Pipeline) -> list[Any]:
+    """As `send`, with None for a key of another type than expected: nobody but we should have written it."""
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    for at, reply in enumerate(replies):
+        if isinstance(reply, redis_errors.ResponseError) and str(reply).startswith("WRONGTYPE"):
+            replies[at] = None
+        elif isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
 async def server_run_id(client: aredis.Redis) -> str:
     """Identifies this run of the server: another one means that what it holds may be older than expected."""
     info: dict[str, Any] = await client.info("server")

@@ -8,7 +8,7 @@ from typing import Any, Final
 import redis.asyncio as aredis
 
 from app.errors import InvalidCursorError
-from app.index.connect import unavailable
+from app.index.connect import send_reads, unavailable
 from app.index.epoch import EpochGuard
 from app.index.keys import Keys
 from app.models.capacity import AgentStatus, GpuType
@@ -68,12 +68,12 @@ class RedisFleet:
         pipeline = self._client.pipeline(transaction=False)
         for agent_id, _ in members:
             pipeline.hmget(self._keys.agent(agent_id.decode()), _FIELDS)
-        rows = await pipeline.execute()
+        rows = await send_reads(pipeline)
         heard = name == "seen"
         return [
             _agent(AgentId(agent_id.decode()), round(seen), [value or b"" for value in values], heard=heard)
             for (agent_id, seen), values in zip(members, rows, strict=True)
-            if values[4]
+            if values and values[4]
         ]
 
 

@@ -10,7 +10,7 @@ import msgspec
 import redis.asyncio as aredis
 from redis.exceptions import WatchError
 
-from app.index.connect import unavailable
+from app.index.connect import send_reads, unavailable
 from app.index.keys import Keys
 from app.index.placement import RESOURCE_FIELDS, decode_cordon
 from app.index.stream import newest_id
@@ -120,7 +120,8 @@ class IndexStates:
         pipeline = self._client.pipeline(transaction=False)
         for agent_id in agent_ids:
             pipeline.hgetall(self._keys.agent(agent_id))
-        return list(zip(agent_ids, await pipeline.execute(), strict=True))
+        replies = await send_reads(pipeline)
+        return [(agent_id, raw) for agent_id, raw in zip(agent_ids, replies, strict=True) if raw]
 
 
 def _is_whole(raw: _Hash) -> bool:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
+from app.index.clock import ManualClock
 from app.index.opening import Index
-from app.models.capacity import CapacityQuery
+from app.models.capacity import CapacityQuery, GpuType
+from app.models.heartbeat import ResourceMetrics
 from app.models.insight import PoolTotals
+from app.record import migrate, open_record
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.audit import Audit
+from workers.reaper import Reaper
+from workers.recorder import Recorder
 
 
 @pytest.fixture
@@ -56,3 +65,52 @@ async def test_an_agent_whose_place_cannot_be_read_holds_up_nobody(index: Index)
     assert {row.agent_id: row.gpu_vram_available_gb for row in found} == {
         agent_id(n): n + 1.0 for n in range(1, 21)
     }
+
+
+async def test_a_key_that_is_no_hash_any_more_stops_no_search_and_no_sweep(redis_url: str, tmp_path: Path) -> None:
+    clock = ManualClock(1_800_000_000_000)
+    settings = index_settings(redis_url, database_url=f"sqlite+aiosqlite:///{tmp_path / 'record.db'}")
+    await migrate(settings.record_url)
+    record = open_record(settings)
+    async with opened_index(settings, clock=clock) as index:
+        client: Any = index.capacity._client
+        clock.advance(90)
+        machine = ResourceMetrics(cpu_cores_physical=8, gpu_vram_total_gb=24.0, gpu_type=GpuType.NVIDIA)
+        for n in range(1, 6):
+            metrics = msgspec.structs.replace(machine, gpu_vram_available_gb=float(n))
+            await index.log.append([heartbeat(n, resource_metrics=metrics)])
+        await apply_everything(index)
+        await Recorder(index.record_reader(), record.writer).run_once()
+        await client.delete(index.keys.agent(agent_id(5)))
+        await client.set(index.keys.agent(agent_id(5)), "not a hash")
+
+        others = [agent_id(n) for n in range(4, 0, -1)]
+        for query in (CapacityQuery(), CapacityQuery(limit=2), CapacityQuery(gpu_type=GpuType.NVIDIA)):
+            before = skipped()
+            found = (await index.capacity.find(query)).agents
+            assert [row.agent_id for row in found] == others[: query.limit]
+            assert skipped() == before + 1
+        assert await index.capacity.get(agent_id(5)) is None
+        assert (await index.insight.explain(CapacityQuery(min_gpu_vram_gb=50.0))).fitting == 0
+        assert len(await index.insight.big_enough(CapacityQuery(min_gpu_vram_gb=0.0))) == 4
+        assert len((await index.fleet.page(limit=100)).agents) == 4
+        assert len([agent async for page in index.states.agents() for agent in page]) == 4
+
+        clock.advance(91)
+        await index.log.append([heartbeat(1, vram=1.0)])
+        await apply_everything(index)
+        await index.upkeep.receive("api", gap_s=1e9)
+        assert await Reaper(index.upkeep, "test", every_s=0).sweep() == 3
+        audit = Audit(index, record, pause_s=0, settle_s=0)
+        assert "its key is no hash" in {one.what async for one in audit.run(repair=True)}
+        # From the record.
+        assert await index.capacity.get(agent_id(5)) is not None
+        await client.set(index.keys.agent(agent_id(4)), "not a hash")
+        async for page in record.reader.states(page_size=10):
+            await index.upkeep.restore(page)
+        assert await index.capacity.get(agent_id(4)) is not None
+    await record.close()
+
+
+def skipped() -> float:
+    return REGISTRY.get_sample_value("headroom_malformed_agents_total", {"source": "index"}) or 0.0

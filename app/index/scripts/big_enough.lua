@@ -32,7 +32,8 @@ for _, shape in ipairs(shapes) do
             'LIMIT', 0, most - (#reply - 1) / 2)
         for _, member in ipairs(members) do
             local agent_id = string.match(member, '%S+$')
-            local place = parse_indexed(redis.call('HGET', agent_key(agent_id), 'indexed'))
+            local indexed = redis.pcall('HGET', agent_key(agent_id), 'indexed')
+            local place = type(indexed) == 'string' and parse_indexed(indexed)
             if place and place.scope == agent_type then
                 reply[#reply + 1], reply[#reply + 2] = agent_id, place.vram .. ' ' .. place.cores
             end

@@ -11,7 +11,7 @@
 --          14 slice   15 "1" to count all that fit
 -- Result   {'epoch', the epoch in force or ''} when it is not the caller's, else
 --          {'ok', more (0, 1), agents that were silent, total or -1, last VRAM, last id of those looked at,
---           id, seen, document, id, seen, document, …}
+--           id, seen, document, id, seen, document, …}; an empty document where the agent's key is no hash
 --!include common settings ladder sets horizon
 
 local epoch = redis.call('GET', prefix .. ':epoch')
@@ -99,13 +99,16 @@ for i, agent_id in ipairs(ids) do
     elseif not (max_age_ms and tonumber(seen[i]) < now - max_age_ms) then
         local document
         if filtered then
-            local fields = redis.call('HMGET', agent_key(agent_id), 'document', 'gpu_type', 'memory_available_gb')
-            if (gpu_type == '' or fields[2] == gpu_type)
+            local fields = redis.pcall('HMGET', agent_key(agent_id), 'document', 'gpu_type', 'memory_available_gb')
+            if fields.err then
+                document = ''
+            elseif (gpu_type == '' or fields[2] == gpu_type)
                 and not (min_memory and tonumber(fields[3] or '0') < min_memory) then
                 document = fields[1]
             end
         else
-            document = redis.call('HGET', agent_key(agent_id), 'document')
+            document = redis.pcall('HGET', agent_key(agent_id), 'document')
+            if type(document) == 'table' then document = '' end
         end
         if document then
             rows = rows + 1

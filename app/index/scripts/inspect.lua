@@ -43,7 +43,14 @@ end
 for i = 3, #ARGV do
     local agent_id = ARGV[i]
     local state = read_state(agent_id)
-    if state and broken(agent_id) then
+    local kind = state and 'hash' or redis.call('TYPE', agent_key(agent_id)).ok
+    if kind ~= 'hash' and kind ~= 'none' then
+        report(agent_id, 'its key is no hash')
+        if repairs then
+            redis.call('DEL', agent_key(agent_id))
+            for _, key in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', key, agent_id) end
+        end
+    elseif state and broken(agent_id) then
         report(agent_id, 'its hash lacks fields')
     elseif state then
         local seen, silent, offline = redis.call('ZSCORE', seen_key, agent_id),

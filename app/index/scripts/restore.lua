@@ -62,7 +62,12 @@ while at <= #ARGV do
     local first, count = at + 13, tonumber(ARGV[at + 12])
     local key = agent_key(agent_id)
     local state = read_state(agent_id)
-    local known = redis.call('HMGET', key, 'cordon', 'cordon_id', 'last_id', 'boot_id', 'seq')
+    local known = redis.pcall('HMGET', key, 'cordon', 'cordon_id', 'last_id', 'boot_id', 'seq')
+    if known.err then
+        -- Whatever somebody made of the key would stop every rebuild.
+        redis.call('DEL', key)
+        known = {}
+    end
     local cordoned = known[1] and known[1] ~= '' or false
     local fresher = compare(last_id, known[3]) == 'applied'
     if fresher and state and state.status ~= 'offline' and later_by_seq(known, ARGV[at + 2], ARGV[at + 3]) then

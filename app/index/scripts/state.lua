@@ -1,9 +1,10 @@
--- An agent's counted state as its hash has it, for scripts that change a part of it.
+-- An agent's counted state as its hash has it, for scripts that change a part of it. Nil where there is none, or where
+-- somebody made something else of the key: such an agent must not hold up all others.
 
 local function read_state(agent_id)
-    local fields = redis.call('HMGET', agent_key(agent_id), 'status', 'indexed', 'machine', 'cordon', 'last_id',
+    local fields = redis.pcall('HMGET', agent_key(agent_id), 'status', 'indexed', 'machine', 'cordon', 'last_id',
         'changes')
-    if not fields[1] then return nil end
+    if fields.err or not fields[1] then return nil end
     return {
         status = fields[1],
         indexed = fields[2] or '',

@@ -10,7 +10,8 @@ local reply = {}
 
 local function belongs(member)
     local agent_id = string.match(member, '%S+$')
-    local fields = redis.call('HMGET', agent_key(agent_id), 'indexed', 'machine')
+    local fields = redis.pcall('HMGET', agent_key(agent_id), 'indexed', 'machine')
+    if fields.err then return false end
     if agent_id ~= member then
         return fields[2] and key == prefix .. ':' .. parse_machine(fields[2]) .. ':machines'
             and machine_member(agent_id, {indexed = fields[1], machine = fields[2]}) == member
