@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.service.ports import RecordReader
 
 _LEASE_S: Final = 10.0
-_PAGE: Final = 500
+_PAGE: Final = 5_000
 _PAGES_UNDER_WAY: Final = 2
 
 _log = logger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -22,6 +23,7 @@ from app.index.placement import apply_arguments, restore_arguments
 from app.index.scripts import Argument, Call, library, load
 from app.index.stream import ensure_group, newest_id
 from app.models.agent import RecordedState
+from app.models.capacity import Resources
 from app.models.heartbeat import Heartbeat
 from app.models.identity import StreamId
 from app.models.order import Outcome
@@ -101,28 +103,14 @@ class Upkeep:
         Raises:
             UndecodableEntryError: the state of one of these agents is not what it could be applied to.
         """
-        calls = [
+        calls = (
             self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
             for part in _slices(heartbeats, APPLY_SLICE)
-        ]
-        replies: list[Any] = []
-        with unavailable():
-            while calls:
-                # Redis runs everything it has read of a pipeline before it turns to a lookup: never more at once
-                # than takes a moment.
-                together, calls = calls[: self._at_once], calls[self._at_once :]
-                started = time.perf_counter()
-                try:
-                    replies += await run_all(self._client, together)
-                except ResponseError as error:
-                    if is_not_now(error):
-                        raise
-                    raise UndecodableEntryError("The index cannot take it") from error
-                took_s = time.perf_counter() - started
-                if took_s > _LONG_S:
-                    self._at_once = max(1, self._at_once // 2)
-                elif took_s < _SHORT_S:
-                    self._at_once = min(_MOST_AT_ONCE, self._at_once * 2)
+        )
+        try:
+            replies = await self._run_few_at_a_time(calls)
+        except ResponseError as error:
+            raise UndecodableEntryError("The index cannot take it") from error
         return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
 
     async def sweep(self) -> int:
@@ -241,14 +229,13 @@ class Upkeep:
 
     async def restore(self, states: Sequence[RecordedState]) -> int:
         """Puts recorded agents back where the index knows nothing newer; returns how many."""
-        calls = [
+        # Neighbours in the sets follow each other: the server finds their places faster, and adds up more at once.
+        ordered = sorted(states, key=_place)
+        calls = (
             self._call("restore", self._offline_after_ms, *(a for one in part for a in restore_arguments(one)))
-            for part in _slices(states, APPLY_SLICE)
-        ]
-        if not calls:
-            return 0
-        with unavailable():
-            return sum(await run_all(self._client, calls))
+            for part in _slices(ordered, APPLY_SLICE)
+        )
+        return sum(await self._run_few_at_a_time(calls))
 
     async def open_epoch(self, marker: str) -> bool:
         """Ends a rebuild; False when Redis was flushed, restarted or replaced meanwhile: it must begin again."""
@@ -263,6 +250,33 @@ class Upkeep:
         """
         self._epochs.reconnected()
         return await self._epochs.run_id()
+
+    async def _run_few_at_a_time(self, calls: Iterator[Call]) -> list[Any]:
+        """Never more at once than take a moment: Redis runs what it has read of a pipeline, then sees lookups.
+
+        Raises:
+            ResponseError: the script of a call failed; those that follow were not sent.
+        """
+        replies: list[Any] = []
+        together = list(islice(calls, self._at_once))
+        with unavailable():
+            while together:
+                started = time.perf_counter()
+                under_way = asyncio.create_task(run_all(self._client, together))
+                try:
+                    # Sent by this, so that the next are prepared while Redis works.
+                    await asyncio.sleep(0)
+                    following = list(islice(calls, self._at_once))
+                    replies += await under_way
+                finally:
+                    under_way.cancel()
+                took_s = time.perf_counter() - started
+                if took_s > _LONG_S:
+                    self._at_once = max(1, self._at_once // 2)
+                elif took_s < _SHORT_S:
+                    self._at_once = min(_MOST_AT_ONCE, self._at_once * 2)
+                together = following
+        return replies
 
     def _call(self, script: str, *arguments: Argument) -> Call:
         now_ms = self._clock.now_ms()
@@ -279,6 +293,11 @@ class Upkeep:
                 await self._client.unlink(*doomed)
             if cursor == 0:
                 return
+
+
+def _place(state: RecordedState) -> tuple[str, str, float]:
+    agent = state.agent
+    return agent.agent_type, agent.pool_name, Resources.of(agent.resource_metrics).gpu_vram_available_gb
 
 
 def _slices(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -6,7 +6,7 @@
 -- ARGV[3…] per heartbeat: agent_id, stream_id, boot_id, seq, fingerprint of everything but the order,
 --          status, place ("vram cores type pool", empty without metrics),
 --          machine ("type pool gpu_type total_vram_gb physical_cores", the last three "-" when not said),
---          number of the strings that follow: field, value, field, value…
+--          the hash's other fields, as a JSON array of field, value, field, value…
 -- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
 --!include common order ladder place feed totals flapping memory
 
@@ -58,8 +58,8 @@ local function apply_all()
         local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
         local fingerprint, status = ARGV[at + 4], ARGV[at + 5]
         local place, machine = ARGV[at + 6], ARGV[at + 7]
-        local first, count = at + 9, tonumber(ARGV[at + 8])
-        at = first + count
+        local fields = ARGV[at + 8]
+        at = at + 9
 
         local key = agent_key(agent_id)
         local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
@@ -82,7 +82,7 @@ local function apply_all()
                 local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
                 redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
                     boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
-                    'machine', new.machine, unpack(ARGV, first, first + count - 1))
+                    'machine', new.machine, unpack(cjson.decode(fields)))
                 follow(agent_id, old, new, memory_before)
             end
             if status == 'offline' then

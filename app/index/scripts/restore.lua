@@ -6,7 +6,7 @@
 -- ARGV[2]  offline_after_ms
 -- ARGV[3…] per agent: agent_id, last_id, boot_id, seq, retired boots (one "seq boot_id" a line), fingerprint,
 --          status, place, machine, cordon (a document, empty for none), cordon's log id (empty for never any),
---          when it expires in ms (empty for never), number of the strings that follow: field, value, …
+--          when it expires in ms (empty for never), the hash's other fields as a JSON array of field, value, …
 -- Result   number of agents put back
 --!include common order ladder place feed totals state
 
@@ -59,7 +59,7 @@ while at <= #ARGV do
     local agent_id, last_id, status = ARGV[at], ARGV[at + 1], ARGV[at + 6]
     local place, machine = ARGV[at + 7], ARGV[at + 8]
     local cordon, cordon_id, expires_ms = ARGV[at + 9], ARGV[at + 10], ARGV[at + 11]
-    local first, count = at + 13, tonumber(ARGV[at + 12])
+    local fields = ARGV[at + 12]
     local key = agent_key(agent_id)
     local state = read_state(agent_id)
     local known = redis.pcall('HMGET', key, 'cordon', 'cordon_id', 'last_id', 'boot_id', 'seq')
@@ -94,7 +94,7 @@ while at <= #ARGV do
         local seen = math.min(tonumber((split_id(last_id))), now)
         redis.call('HSET', key, 'last_id', last_id, 'seen', seen, 'boot_id', ARGV[at + 2], 'seq', ARGV[at + 3],
             'boots', ARGV[at + 4], 'fingerprint', ARGV[at + 5], 'machine', machine, 'indexed', indexed,
-            unpack(ARGV, first, first + count - 1))
+            unpack(cjson.decode(fields)))
         if known[3] then
             redis.call('PERSIST', key)
             for _, set in ipairs({seen_key, silent_key, offline_key}) do redis.call('ZREM', set, agent_id) end
@@ -112,7 +112,7 @@ while at <= #ARGV do
         local agent_type, pool = parse_machine(machine)
         publish('capacity', agent_id, agent_type, pool, indexed, status)
     end
-    at = first + count
+    at = at + 13
 end
 write_totals()
 return restored
