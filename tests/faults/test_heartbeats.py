@@ -64,13 +64,16 @@ def test_row_29_poison(build: Build, row: Row) -> None:
     house = build()
     house.fleet.start()
     entries = poison()
+    poisoned: set[bytes] = set()
     with redis.Redis(port=house.valkey.port) as client:
         for fields in entries:
-            client.xadd("headroom:heartbeats", fields)
+            poisoned.add(client.xadd("headroom:heartbeats", fields))
             house.fleet.report()
         house.check(heal=False)
         letters = client.xrange("headroom:dead-letters")
     reasons = {fields[b"reason"].decode() for _, fields in letters}
+    # The next sound entry of the same batch, and only it, must not suffer.
+    assert {fields[b"entry_id"] for _, fields in letters} == poisoned
     assert {fields[b"group"] for _, fields in letters} == {b"index", b"record"}
     row.require_answers(sources=frozenset({"index"}))
     row.saw(f"{len(letters)} dead letters of both groups for {len(reasons)} reasons; all heartbeats applied")
