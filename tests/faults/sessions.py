@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -38,8 +39,16 @@ class Sessions:
             except asyncpg.TooManyConnectionsError:
                 return len(self._open)
 
+    def pid(self, session: int) -> int:
+        """Of the process that serves it."""
+        return int(self._open[session].get_server_pid())
+
     def run(self, session: int, statement: str) -> None:
         self._call(self._open[session].execute(statement))
+
+    def begin(self, session: int, statement: str) -> Future[str]:
+        """Runs what may have to wait."""
+        return asyncio.run_coroutine_threadsafe(self._open[session].execute(statement), self._loop)
 
     def __enter__(self) -> Self:
         return self

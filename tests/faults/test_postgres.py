@@ -80,49 +80,87 @@ def backend_of_recorder(house: House, postgres: PostgresServer, *, in_a_batch: b
 
 
 def test_row_25_deadlock(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
-    """Another session updates the same agents in the opposite order; two batches of the recorder lose."""
-    postgres = own_postgres(deadlock_timeout="500ms")
-    house = build(postgres=postgres, agents=6, database_timeout_s=5)
+    """Another session updates the same agents in the opposite order: a batch of the recorder loses once, another
+    one until it gives up for a while.
+    """
+    postgres = own_postgres(deadlock_timeout="200ms", log_line_prefix="%e ")
+    house = build(postgres=postgres, agents=6, database_timeout_s=10)
     recorder = house.by_name["recorder"]
-    update = "UPDATE agent_registry SET hostname = hostname WHERE agent_id = '{}'"
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"
     with Sessions(postgres) as others:
-        other = others.open()
+        rival, gate = others.open(), others.open()
         # It never looks for deadlocks itself, so the recorder is the one to lose.
-        others.run(other, "SET deadlock_timeout = '60s'")
-        for _ in range(2):
+        others.run(rival, "SET deadlock_timeout = '60s'")
+        for losses in (1, TRIES):
             house.until_quiet()
+            assert not failures_of_recorder(house)
             recorder.pause()
             house.fleet.report()
-            others.run(other, "BEGIN")
-            others.run(other, update.format(house.fleet.ids[-1]))
+            # Not the first agent: that heartbeat is handed to the blocked reader alone.
+            low, middle, high = house.fleet.ids[2:5]
+            others.run(rival, f"BEGIN; {CROSS.format(high)}; SAVEPOINT before")
+            others.run(gate, f"BEGIN; {CROSS.format(middle)}")
             recorder.resume()
-            house.until(lambda: postgres.sql(waiting) == "1", what="the recorder to wait for the last agent")
-            # Not the first one: that heartbeat was handed to the blocked reader alone.
-            others.run(other, update.format(house.fleet.ids[2]))
-            others.run(other, "COMMIT")
-    house.until(lambda: int(postgres.sql(deadlocks)) == 2, what="two deadlocks")
+            for lost in range(losses):
+                house.until(lambda: waits_for(postgres, others.pid(gate)), what="the recorder at the gate")
+                crossing = others.begin(rival, CROSS.format(low))
+                house.until(lambda: is_blocked(postgres, others.pid(rival)), what="the rival to wait")
+                before = logged(postgres, "40P01")
+                # From here the recorder runs into the rival, which waits for it already.
+                others.run(gate, "ROLLBACK")
+                crossing.result(30)
+                assert logged(postgres, "40P01") == before + 1
+                if lost + 1 < losses:
+                    others.run(gate, f"BEGIN; {CROSS.format(middle)}")
+                    others.run(rival, "ROLLBACK TO before")
+            if losses == TRIES:
+                house.until_logged("A dependency is away", by=recorder)
+            others.run(rival, "ROLLBACK")
     house.check(heal=False)
     row.require_answers(sources=INDEX_ONLY)
-    row.saw("40P01 twice, each batch tried again")
+    assert logged(postgres, "40P01") == 1 + TRIES
+    row.saw(f"40P01: tried again at once; after {TRIES} in a row the batch waited, then it was written")
+
+
+TRIES = 5
+"""So often a batch is tried before the recorder lets some time pass."""
+
+CROSS = "UPDATE agent_registry SET hostname = hostname WHERE agent_id = '{}'"
+
+
+def waits_for(postgres: PostgresServer, pid: int) -> bool:
+    """Whether anybody does, for a lock."""
+    return postgres.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {pid} = ANY(pg_blocking_pids(pid))") != "0"
+
+
+def is_blocked(postgres: PostgresServer, pid: int) -> bool:
+    return postgres.sql(f"SELECT cardinality(pg_blocking_pids({pid}))") != "0"
+
+
+def logged(postgres: PostgresServer, sqlstate: str) -> int:
+    """How many errors of this kind Postgres has told anybody; its log says the state first."""
+    lines = (postgres.directory / "server.log").read_text(errors="replace").splitlines()
+    return sum(line.startswith((f"{sqlstate} ERROR", f"{sqlstate} FATAL")) for line in lines)
+
+
+def failures_of_recorder(house: House) -> float:
+    return house.counted("recorder", "headroom_loop_failures_total", loop="recorder")
 
 
 def test_row_25_serialization(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
     """Two recorders on a database whose transactions are serializable."""
-    postgres = own_postgres()
+    postgres = own_postgres(log_line_prefix="%e ")
     postgres.sql("ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'")
     house = build(postgres=postgres, agents=6, record_batch=3)
     house.start("recorder", record_batch=3)
     house.fleet.start(every_s=0.002)
-    rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = 'postgres'"
-    before = int(postgres.sql(rollbacks))
-    house.until(
-        lambda: int(postgres.sql(rollbacks)) > before + 5, what="five transactions rolled back", timeout_s=60
-    )
+    house.until(lambda: logged(postgres, "40001") > 5, what="six transactions that lost", timeout_s=60)
     house.check(heal=False)
     row.require_answers(sources=INDEX_ONLY)
-    row.saw("40001: tried again until it held")
+    # Both lock agents in the same order.
+    assert logged(postgres, "40P01") == 0
+    row.saw(
+        f"40001: {logged(postgres, '40001')} transactions lost and were tried again; no deadlock between the two"
+    )
 
 
 def test_row_26_pool_exhausted(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
@@ -155,23 +193,25 @@ def test_row_26_pool_exhausted(build: Build, row: Row, own_postgres: OwnPostgres
 
 def test_row_26_server_out_of_connections(build: Build, row: Row, own_postgres: OwnPostgres) -> None:
     """Others hold every connection that Postgres has (53300)."""
-    postgres = own_postgres(max_connections="12", superuser_reserved_connections="0")
+    postgres = own_postgres(max_connections="12", superuser_reserved_connections="0", log_line_prefix="%e ")
     house = build(postgres=postgres, database_pool_size=1)
     house.fleet.start()
     with Sessions(postgres) as others:
 
-        def refused() -> bool:
+        def all_taken() -> bool:
             # Whoever was cut off is kept out until others have its place, or it would be the first to take it.
             house.postgres.refusing = True
             house.postgres.cut()
-            before = others.take_all()
-            while (now := others.take_all()) > before:
-                before = now
-            house.postgres.refusing = False
-            return house.get("/api/v1/agents").status == 503
+            return others.take_all() == 12
 
-        house.until(refused, what="a 503")
-        house.until_logged("A dependency is away", by=house.by_name["recorder"])
+        house.until(all_taken, what="twelve sessions of others")
+        before, failures = logged(postgres, "53300"), failures_of_recorder(house)
+        house.postgres.refusing = False
+        answer = house.get("/api/v1/agents")
+        assert (answer.status, answer.body["code"]) == (503, "record_unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        house.until(lambda: failures_of_recorder(house) > failures, what="the recorder's failure")
+        house.until(lambda: logged(postgres, "53300") >= before + 2, what="two refusals of Postgres")
     house.until(lambda: house.get("/api/v1/agents").status == 200, what="the registry again")
     house.check(heal=False)
     row.require_answers(sources=INDEX_ONLY)
