@@ -102,7 +102,7 @@ class Machine(RuleBasedStateMachine):
         if reaper:
             self._run(self.world.wait(seconds))
         else:
-            self.world.advance(seconds)
+            self._run(self.world.pause(seconds))
 
     @rule(seconds=st.sampled_from([-3600.0, -120.0, 120.0, 3600.0]), noticed=st.booleans())
     def set_clock(self, seconds: float, *, noticed: bool) -> None:

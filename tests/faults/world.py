@@ -107,15 +107,14 @@ class World:
         self.false_offline: list[str] = []
         self.lookups = Answers()
         self.appended = 0
-        self._lost: set[AgentId] = set()
+        self._lost_s: dict[AgentId, float] = {}
+        self._rebuilt_s = 0.0
         self._arrived: dict[AgentId, deque[Sent]] = {}
         self._boots = 0
         self._recorded_before_flush = StreamId(0)
         self._jumped_s = -OFFLINE_AFTER_S
         self._jumps: list[tuple[float, float]] = []
         self._flushed = False
-        self._set_back = False
-        self._unwatched = False
         self._ingested_s = 0.0
         self._undated: set[AgentId] = set()
         away = _SometimesAway
@@ -168,14 +167,14 @@ class World:
         newest = reporter.acknowledged
         if stream_id <= self._recorded_before_flush:
             # The clock stands below what the record has, and the rebuild has not raised the ids yet.
-            self._lost.add(reporter.agent_id)
+            self._lost_s[reporter.agent_id] = self.steady_s
         elif sent.boot_id == reporter.boot_id and (
             newest is None or newest[0].boot_id != sent.boot_id or newest[0].seq < sent.seq
         ):
             reporter.acknowledged = sent, stream_id
             self.heard_s.setdefault(reporter.agent_id, deque(maxlen=8)).append(self.steady_s)
             self.said[reporter.agent_id] = status
-            self._lost.discard(reporter.agent_id)
+            self._lost_s.pop(reporter.agent_id, None)
             undated = stream_id.ms > self.clock.now_ms()
             (self._undated.add if undated else self._undated.discard)(reporter.agent_id)
 
@@ -199,7 +198,7 @@ class World:
         former = [sent for sent in self._arrived.get(reporter.agent_id, ()) if sent.boot_id != reporter.boot_id]
         if newest is None or not heard_s or not former or newest[0].boot_id != reporter.boot_id:
             return
-        if reporter.agent_id in self._lost or heard_s[-1] <= self._jumped_s:
+        if reporter.agent_id in self._lost_s or heard_s[-1] <= self._jumped_s:
             return
         if self.steady_s - heard_s[-1] < self.settings.offline_after_s / 2:
             sent = Sent(former[-1].boot_id, max(one.seq for one in former) + 1)
@@ -231,12 +230,17 @@ class World:
         if not await self.reaper.sweep():
             return
         for agent_id in await self._offline() - before:
-            if self._longest_silence_s(agent_id) < self.settings.offline_after_s:
+            if await self._silence_s(agent_id) < self.settings.offline_after_s:
                 self.false_offline.append(f"{agent_id}: declared offline without having been silent for long")
 
-    def _longest_silence_s(self, agent_id: AgentId) -> float:
-        """Of late: a heartbeat that ended a silence may not have been applied yet."""
+    async def _silence_s(self, agent_id: AgentId) -> float:
+        """The present one; the longest of late where the heartbeat that ended it has not been applied yet."""
         heard = [*self.heard_s[agent_id], self.steady_s]
+        shown: Any = await self.index.capacity._client.hget(self.index.keys.agent(agent_id), "last_id")
+        [reporter] = [one for one in self.reporters.values() if one.agent_id == agent_id]
+        newest = reporter.acknowledged
+        if newest is not None and newest[1] <= StreamId.parse(shown.decode()):
+            heard = heard[-2:]
         return max(later - earlier for earlier, later in pairwise(heard))
 
     async def receive(self) -> None:
@@ -249,6 +253,7 @@ class World:
         with suppress(IndexUnavailableError, RecordUnavailableError):
             if await self.index.upkeep.current_epoch() is None:
                 await self.rebuild.rebuild()
+                self._rebuilt_s = self.steady_s
 
     # Faults
 
@@ -256,7 +261,14 @@ class World:
         """Lets time pass in which nothing runs."""
         self.clock.advance(seconds)
         self.steady_s += seconds
-        self._unwatched = self._unwatched or self._set_back
+
+    async def pause(self, seconds: float) -> None:
+        """Lets time pass in which neither reaper nor receivers run. Whoever serves lookups watches the clock."""
+        at_first_s = min(self.watch.pause_s, seconds)
+        self.advance(at_first_s)
+        await self.watch.look()
+        self.advance(seconds - at_first_s)
+        await self.watch.look()
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass in which reaper, clock watch and receivers run."""
@@ -275,7 +287,6 @@ class World:
         await self.watch.look()
         await self.receive()
         self.clock.jump(seconds)
-        self._set_back = self._set_back or seconds < 0
         if noticed:
             await self.watch.look()
         self._jumped_s = self.steady_s
@@ -292,21 +303,21 @@ class World:
         recorded = {state.agent.agent_id: state for page in pages for state in page}
         if self.steady_s - self._jumped_s < OFFLINE_AFTER_S:
             # With the data went the note that the clock was set: until they report again nobody can tell.
-            self._lost.update(self.heard_s)
+            self._lost_s.update(dict.fromkeys(self.heard_s, self.steady_s))
         now_ms = self.clock.now_ms()
         for reporter in self.reporters.values():
             if reporter.acknowledged is not None and reporter.acknowledged[1].ms > now_ms:
                 # After the clock was set back ids do not say when an entry came.
-                self._lost.add(reporter.agent_id)
+                self._lost_s[reporter.agent_id] = self.steady_s
             state = recorded.get(reporter.agent_id)
             if state is None or state.order.holder is None:
                 reporter.acknowledged = None
-                self._lost.add(reporter.agent_id)
+                self._lost_s[reporter.agent_id] = self.steady_s
                 continue
             kept = Sent(state.order.holder.boot_id, state.order.holder.seq)
             if reporter.acknowledged is not None and reporter.acknowledged[1] > state.order.last_id:
                 reporter.acknowledged = (kept, state.order.last_id) if kept.boot_id == reporter.boot_id else None
-                self._lost.add(reporter.agent_id)
+                self._lost_s[reporter.agent_id] = self.steady_s
 
     # The end
 
@@ -363,31 +374,31 @@ class World:
         wrong = []
         for agent_id, heard_s in self.heard_s.items():
             silent_s = self.steady_s - heard_s[-1]
-            online = self.said[agent_id] is AgentStatus.ONLINE
-            if agent_id in self._lost:
-                continue
-            # A heartbeat from before the clock was set back looks fresh when that time comes again. Reapers take
-            # such agents out; without one for all that time they come back.
-            too_long = self._surely_silent_s(agent_id) > self._longest_s(agent_id) and not self._unwatched
-            if agent_id in found and (too_long or not online):
+            online, lost = self.said[agent_id] is AgentStatus.ONLINE, agent_id in self._lost_s
+            seen_s = self._surely_seen_s(agent_id)
+            too_long = self.steady_s - seen_s > self._longest_s(since_s=seen_s)
+            if agent_id in found and (too_long or not (online or lost)):
                 wrong.append(f"{agent_id}: found after {silent_s} s of silence, last {self.said[agent_id]}")
-            if agent_id not in found and online and silent_s < limit_s:
+            if agent_id not in found and online and silent_s < limit_s and not lost:
                 wrong.append(f"{agent_id}: not found {silent_s} s after its heartbeat")
         return wrong
 
-    def _longest_s(self, agent_id: AgentId) -> float:
-        """After so much silence nobody may be found. Each jump of the clock gives everybody time to report; one
-        backwards, unless it is too long to be mistaken, takes the agent's last heartbeat with it.
-        """
-        limit_s = self.settings.offline_after_s
-        since = [seconds for at_s, seconds in self._jumps if at_s >= self.heard_s[agent_id][-1]]
-        mistaken_s = sum(-seconds for seconds in since if -2 * limit_s <= seconds < 0)
-        return 2 * limit_s + mistaken_s + max(0, len(since) - 1) * limit_s
+    def _longest_s(self, *, since_s: float) -> float:
+        """After so much silence nobody may be found: each jump of the clock gives everybody time to report."""
+        return self.settings.offline_after_s * (1 + sum(at_s >= since_s for at_s, _ in self._jumps))
 
-    def _surely_silent_s(self, agent_id: AgentId) -> float:
-        """An entry that had to be given an id of the future counts as received when it was applied."""
-        heard_s = self.heard_s[agent_id][-1]
-        return self.steady_s - (max(heard_s, self._ingested_s) if agent_id in self._undated else heard_s)
+    def _surely_seen_s(self, agent_id: AgentId) -> float:
+        """The latest that the agent can count as seen.
+
+        An entry that had to be given an id of the future counts as received when it was applied. Of what was lost
+        with Redis the record may say the same; then it counts as seen when the index was rebuilt.
+        """
+        seen_s = self.heard_s[agent_id][-1]
+        if agent_id in self._undated:
+            seen_s = max(seen_s, self._ingested_s)
+        if agent_id in self._lost_s:
+            seen_s = max(seen_s, self._lost_s[agent_id], self._rebuilt_s)
+        return seen_s
 
     def _new_ingest(self) -> Ingest:
         return Ingest(self.index.index_reader(), self.index.upkeep)

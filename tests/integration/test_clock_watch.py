@@ -84,6 +84,21 @@ async def test_a_clock_set_back_keeps_nobody_alive_for_an_hour(index: Index, clo
     assert await index.capacity._client.hget(index.keys.clock, "shift_ms") == b"-3600000"
 
 
+@pytest.mark.parametrize("back_s", [120, 3600])
+async def test_without_a_reaper_nobody_comes_back_when_the_time_before_the_clock_was_set_back_comes_again(
+    index: Index, clock: ManualClock, back_s: float
+) -> None:
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    await report(index, 1, 2)
+    clock.jump(-back_s)
+    await watch.look()
+    assert len(await found(index)) == 2
+    clock.advance(back_s + OFFLINE_AFTER_S / 2)
+    await report(index, 2)
+    assert await found(index) == [agent_id(2)]
+
+
 async def test_there_and_back_within_the_grace_changes_nothing(index: Index, clock: ManualClock) -> None:
     watch = ClockWatch(index.upkeep)
     await watch.look()

@@ -1,10 +1,11 @@
 -- Puts agents back that were taken out as silent between a jump of the clock and its note: one slice. Those that
 -- were silent by the clock as it was before stay out, and so do those that another jump before had left in the
--- future of that clock.
+-- future of that clock. Then those that a jump backwards left in the future count as seen when the clock was set: a
+-- dead one would look alive when that time comes again, unless a sweep has taken it out by then.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV     1 now in ms, empty for the server's time   2 offline_after_ms   3 slice   4 tolerance_ms of what is a jump
--- Result   number of agents put back; as many as the slice: there may be more
+-- Result   number of agents put back or dated anew; as many as the slice: there may be more
 --!include common ladder place feed totals state
 
 local clock_key, slice = prefix .. ':clock', tonumber(ARGV[3])
@@ -30,6 +31,17 @@ for i = 1, #found, 2 do
         end
     end
 end
-if #found / 2 < slice then redis.call('HDEL', clock_key, 'readmit_ms') end
+local done = #found / 2
+if done < slice and shift < 0 then
+    local ahead = redis.call('ZRANGE', seen_key, string.format('(%.0f', now), '+inf', 'BYSCORE', 'LIMIT', 0, slice - done)
+    for _, agent_id in ipairs(ahead) do
+        redis.call('ZADD', seen_key, jump[2], agent_id)
+        if redis.call('EXISTS', agent_key(agent_id)) == 1 then
+            redis.call('HSET', agent_key(agent_id), 'seen', jump[2])
+        end
+    end
+    done = done + #ahead
+end
+if done < slice then redis.call('HDEL', clock_key, 'readmit_ms') end
 write_totals()
-return #found / 2
+return done
