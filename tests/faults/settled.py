@@ -244,7 +244,8 @@ def _against_reporter(hashes: Mapping[AgentId, Hash], reporter: Reporter) -> lis
     shown = Sent(fields["boot_id"], int(fields["seq"]))
     if shown not in reporter.sent:
         return [f"shows {shown}, which it never sent"]
-    if StreamId.parse(fields["last_id"]) < stream_id and shown != beat:
+    superseded = shown.boot_id == beat.boot_id and shown.seq >= beat.seq
+    if StreamId.parse(fields["last_id"]) < stream_id and not superseded:
         return [f"shows {shown} of {fields['last_id']}, acknowledged was {beat} as {stream_id}"]
     if shown.boot_id == beat.boot_id and shown.seq < beat.seq:
         return [f"shows {shown}, acknowledged was {beat}"]

@@ -25,13 +25,15 @@ from app.models.capacity import AgentStatus
 from app.record import migrate
 from app.telemetry import configure_logging
 from tests.bench.filling import end_with_parent
-from tests.faults.world import OFFLINE_AFTER_S, Death, World, opened_world, world_settings
+from tests.faults.dying import Death
+from tests.faults.world import OFFLINE_AFTER_S, World, opened_world, world_settings
 from tests.servers import start_valkey
 
 REPORT_EVERY_S: Final = 40.0
 """The longest interval that agents are ever told."""
 _DEATHS: Final[tuple[Death, ...]] = ("read", "written")
 _JUMPS_S: Final = (-3600.0, -120.0, 120.0, 3600.0)
+_STEPS_S: Final = (-14.0, -5.0, -1.0, 1.0, 5.0, 14.0)
 
 
 class History(msgspec.Struct, frozen=True):
@@ -110,7 +112,7 @@ class Simulation:
         self._checks = 0
         self._record_back_s = 0.0
         self._receiving_again_s = 0.0
-        kinds = ("flush", "record away", "nobody receives", "clock", "no reaper", "death", "clone")
+        kinds = ("flush", "record away", "nobody receives", "clock", "no reaper", "death", "clone", "clock step")
         self._odds = {kind: self._chance.choice([0.0, 0.01, 0.04]) for kind in kinds}
         self._odds["death"] *= 5
 
@@ -194,6 +196,8 @@ class Simulation:
             await world.flush()
         if self._happens("clock"):
             await world.jump(self._chance.choice(_JUMPS_S), noticed=self._chance.random() < 0.5)
+        if self._happens("clock step"):
+            await world.jump(self._chance.choice(_STEPS_S), noticed=self._chance.random() < 0.5)
 
     async def _work(self) -> None:
         world = self._world

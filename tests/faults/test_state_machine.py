@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from app.models.capacity import AgentStatus
 from app.record import migrate
+from tests.faults.dying import Death
 from tests.faults.simulation import simulate
-from tests.faults.world import Death, World, opened_world, world_settings
+from tests.faults.world import World, opened_world, world_settings
 from tests.servers import ValkeyServer
 
 T = TypeVar("T")
@@ -27,6 +28,9 @@ numbers = st.integers(0, 5)
 workers = st.integers(0, 1)
 deaths: st.SearchStrategy[Death | None] = st.sampled_from([None, None, "read", "written"])
 statuses = st.sampled_from([AgentStatus.ONLINE, AgentStatus.ONLINE, AgentStatus.BUSY, AgentStatus.OFFLINE])
+
+
+JUMPS_S = [-3600.0, -120.0, -14.0, -5.0, -1.0, 1.0, 5.0, 14.0, 120.0, 3600.0]
 
 
 class Machine(RuleBasedStateMachine):
@@ -104,7 +108,7 @@ class Machine(RuleBasedStateMachine):
         else:
             self._run(self.world.pause(seconds))
 
-    @rule(seconds=st.sampled_from([-3600.0, -120.0, 120.0, 3600.0]), noticed=st.booleans())
+    @rule(seconds=st.sampled_from(JUMPS_S), noticed=st.booleans())
     def set_clock(self, seconds: float, *, noticed: bool) -> None:
         self._run(self.world.jump(seconds, noticed=noticed))
 

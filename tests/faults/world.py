@@ -10,8 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import redis.asyncio as aredis
 
@@ -22,12 +21,13 @@ from app.index.upkeep import RECEIVING_GAP_MS
 from app.models.capacity import AgentStatus, CapacityPage, CapacityQuery, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
-from app.models.log import LogEntry
 from app.record import Record, open_record
 from app.service.orchestrator import OrchestratorService
 from app.settings import Settings
+from tests.faults.dying import Death, MortalReader, SometimesAway, WorkerDiedError
 from tests.faults.fleet import Answers, Lookup, Reporter, Sent
 from tests.faults.settled import differences, unsettled
+from tests.faults.witness import Witness
 from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Reaper
@@ -39,54 +39,13 @@ OFFLINE_AFTER_S: Final = 90.0
 _STEP_S: Final = 15.0
 """Time between two rounds of those that run all the time."""
 
-Death = Literal["read", "written"]
-
-
-class WorkerDiedError(BaseException):
-    """Passes every `except Exception`, as a SIGKILL would."""
-
-
-class _MortalReader:
-    """A group's reader that dies after it has read, or before it acknowledges what was written."""
-
-    def __init__(self, reader: Any, death: Death) -> None:
-        self._reader = reader
-        self._death = death
-
-    async def read(self) -> list[LogEntry]:
-        entries: list[LogEntry] = await self._reader.read()
-        if self._death == "read":
-            raise WorkerDiedError
-        return entries
-
-    async def ack(self, _stream_ids: Sequence[StreamId]) -> None:
-        raise WorkerDiedError
-
-    async def dead_letter(self, stream_id: StreamId, reason: str) -> None:
-        await self._reader.dead_letter(stream_id, reason)
-
-
-class _SometimesAway:
-    """A port of the record behind a switch; while it is away every call says so."""
-
-    def __init__(self, port: Any, world: World) -> None:
-        self._port = port
-        self._world = world
-
-    def __getattr__(self, name: str) -> Any:
-        if self._world.record_away:
-            raise RecordUnavailableError
-        return getattr(self._port, name)
-
 
 class World:
     """Two ingests and two recorders of each group's work, one reaper, and agents that are told what was taken.
 
     Attributes:
         reporters: agents by number; a cloned id has a second one in `clones`.
-        steady_s: seconds since the beginning, whatever the clock was set to.
-        heard_s: when each agent reported of late, by `steady_s`.
-        said: as what each agent last reported itself.
+        witness: knows when each of them really reported.
         record_away: whether the record is.
         receiving: whether anybody takes heartbeats in.
         false_offline: agents that were declared offline though they had reported in time.
@@ -99,37 +58,33 @@ class World:
         self.clock = clock
         self.settings = settings
         self.reporters: dict[int, Reporter] = {}
-        self.heard_s: dict[AgentId, deque[float]] = {}
-        self.said: dict[AgentId, AgentStatus] = {}
-        self.steady_s = 0.0
+        self.witness = Witness(settings.offline_after_s)
         self.record_away = False
         self.receiving = True
         self.false_offline: list[str] = []
         self.lookups = Answers()
         self.appended = 0
-        self._lost_s: dict[AgentId, float] = {}
-        self._rebuilt_s = 0.0
         self._arrived: dict[AgentId, deque[Sent]] = {}
         self._boots = 0
         self._recorded_before_flush = StreamId(0)
-        self._jumped_s = -OFFLINE_AFTER_S
-        self._jumps: list[tuple[float, float]] = []
         self._flushed = False
-        self._ingested_s = 0.0
-        self._undated: set[AgentId] = set()
-        away = _SometimesAway
-        self._writer: Any = away(record.writer, self)
-        self.rebuild = Rebuild(index.upkeep, away(record.reader, self), "world")
+        self._writer: Any = self._sometimes_away(record.writer)
+        self.rebuild = Rebuild(index.upkeep, self._sometimes_away(record.reader), "world")
         self.reaper = Reaper(index.upkeep, "world", every_s=0)
         self.watch = ClockWatch(index.upkeep)
         self.ingests = [self._new_ingest() for _ in range(2)]
         self.recorders = [self._new_recorder() for _ in range(2)]
         self.service = OrchestratorService(
             index.capacity,
-            away(record.capacity, self),
+            self._sometimes_away(record.capacity),
             clock=clock,
             offline_after_s=settings.offline_after_s,
         )
+
+    @property
+    def steady_s(self) -> float:
+        """Seconds since the beginning, whatever the clock was set to."""
+        return self.witness.now_s
 
     # Agents
 
@@ -167,16 +122,12 @@ class World:
         newest = reporter.acknowledged
         if stream_id <= self._recorded_before_flush:
             # The clock stands below what the record has, and the rebuild has not raised the ids yet.
-            self._lost_s[reporter.agent_id] = self.steady_s
+            self.witness.lose([reporter.agent_id])
         elif sent.boot_id == reporter.boot_id and (
             newest is None or newest[0].boot_id != sent.boot_id or newest[0].seq < sent.seq
         ):
             reporter.acknowledged = sent, stream_id
-            self.heard_s.setdefault(reporter.agent_id, deque(maxlen=8)).append(self.steady_s)
-            self.said[reporter.agent_id] = status
-            self._lost_s.pop(reporter.agent_id, None)
-            undated = stream_id.ms > self.clock.now_ms()
-            (self._undated.add if undated else self._undated.discard)(reporter.agent_id)
+            self.witness.hear(reporter.agent_id, status, undated=stream_id.ms > self.clock.now_ms())
 
     def restart(self, number: int) -> None:
         self._boots += 1
@@ -194,11 +145,11 @@ class World:
         Nothing while the index may think otherwise: of an agent that was silent, or that it has to learn again.
         """
         newest = reporter.acknowledged
-        heard_s = self.heard_s.get(reporter.agent_id)
+        heard_s = self.witness.heard_s.get(reporter.agent_id)
         former = [sent for sent in self._arrived.get(reporter.agent_id, ()) if sent.boot_id != reporter.boot_id]
         if newest is None or not heard_s or not former or newest[0].boot_id != reporter.boot_id:
             return
-        if reporter.agent_id in self._lost_s or heard_s[-1] <= self._jumped_s:
+        if self.witness.has_lost(reporter.agent_id) or heard_s[-1] <= self.witness.jumped_s:
             return
         if self.steady_s - heard_s[-1] < self.settings.offline_after_s / 2:
             sent = Sent(former[-1].boot_id, max(one.seq for one in former) + 1)
@@ -209,10 +160,10 @@ class World:
 
     async def ingest(self, which: int = 0, *, death: Death | None = None) -> None:
         """One round; a worker that dies is replaced by one that does not know what it had read."""
-        self._ingested_s = self.steady_s
+        self.witness.see_applied()
         worker = self.ingests[which]
         if death is not None:
-            worker = Ingest(_MortalReader(worker._reader, death), self.index.upkeep)  # type: ignore[arg-type]
+            worker = Ingest(MortalReader(worker._reader, death), self.index.upkeep)  # type: ignore[arg-type]
             self.ingests[which] = self._new_ingest()
         with suppress(IndexUnavailableError, WorkerDiedError):
             await worker.run_once()
@@ -220,7 +171,7 @@ class World:
     async def record_round(self, which: int = 0, *, death: Death | None = None) -> None:
         worker = self.recorders[which]
         if death is not None:
-            worker = Recorder(_MortalReader(worker._reader, death), self._writer)  # type: ignore[arg-type]
+            worker = Recorder(MortalReader(worker._reader, death), self._writer)  # type: ignore[arg-type]
             self.recorders[which] = self._new_recorder()
         with suppress(IndexUnavailableError, RecordUnavailableError, WorkerDiedError):
             await worker.run_once()
@@ -230,18 +181,8 @@ class World:
         if not await self.reaper.sweep():
             return
         for agent_id in await self._offline() - before:
-            if await self._silence_s(agent_id) < self.settings.offline_after_s:
+            if not self.witness.was_silent(agent_id, applied=await self._is_applied(agent_id)):
                 self.false_offline.append(f"{agent_id}: declared offline without having been silent for long")
-
-    async def _silence_s(self, agent_id: AgentId) -> float:
-        """The present one; the longest of late where the heartbeat that ended it has not been applied yet."""
-        heard = [*self.heard_s[agent_id], self.steady_s]
-        shown: Any = await self.index.capacity._client.hget(self.index.keys.agent(agent_id), "last_id")
-        [reporter] = [one for one in self.reporters.values() if one.agent_id == agent_id]
-        newest = reporter.acknowledged
-        if newest is not None and newest[1] <= StreamId.parse(shown.decode()):
-            heard = heard[-2:]
-        return max(later - earlier for earlier, later in pairwise(heard))
 
     async def receive(self) -> None:
         """What every API process says every five seconds."""
@@ -253,14 +194,14 @@ class World:
         with suppress(IndexUnavailableError, RecordUnavailableError):
             if await self.index.upkeep.current_epoch() is None:
                 await self.rebuild.rebuild()
-                self._rebuilt_s = self.steady_s
+                self.witness.see_rebuilt()
 
     # Faults
 
     def advance(self, seconds: float) -> None:
         """Lets time pass in which nothing runs."""
         self.clock.advance(seconds)
-        self.steady_s += seconds
+        self.witness.now_s += seconds
 
     async def pause(self, seconds: float) -> None:
         """Lets time pass in which neither reaper nor receivers run. Whoever serves lookups watches the clock."""
@@ -274,8 +215,7 @@ class World:
         """Lets time pass in which reaper, clock watch and receivers run."""
         left = seconds
         while left > 0:
-            self.clock.advance(min(left, _STEP_S))
-            self.steady_s += min(left, _STEP_S)
+            self.advance(min(left, _STEP_S))
             left -= _STEP_S
             with suppress(IndexUnavailableError):
                 await self.watch.look()
@@ -289,8 +229,7 @@ class World:
         self.clock.jump(seconds)
         if noticed:
             await self.watch.look()
-        self._jumped_s = self.steady_s
-        self._jumps.append((self.steady_s, seconds))
+        self.witness.see_jump(seconds)
 
     async def flush(self) -> None:
         """FLUSHALL: what was not recorded yet is gone, and only that."""
@@ -301,23 +240,23 @@ class World:
         self._recorded_before_flush = await self.record.reader.greatest_position() or StreamId(0)
         pages = [page async for page in self.record.reader.states(page_size=500)]
         recorded = {state.agent.agent_id: state for page in pages for state in page}
-        if self.steady_s - self._jumped_s < OFFLINE_AFTER_S:
+        if self.steady_s - self.witness.jumped_s < OFFLINE_AFTER_S:
             # With the data went the note that the clock was set: until they report again nobody can tell.
-            self._lost_s.update(dict.fromkeys(self.heard_s, self.steady_s))
+            self.witness.lose(self.witness.heard_s)
         now_ms = self.clock.now_ms()
         for reporter in self.reporters.values():
             if reporter.acknowledged is not None and reporter.acknowledged[1].ms > now_ms:
                 # After the clock was set back ids do not say when an entry came.
-                self._lost_s[reporter.agent_id] = self.steady_s
+                self.witness.lose([reporter.agent_id])
             state = recorded.get(reporter.agent_id)
             if state is None or state.order.holder is None:
                 reporter.acknowledged = None
-                self._lost_s[reporter.agent_id] = self.steady_s
+                self.witness.lose([reporter.agent_id])
                 continue
             kept = Sent(state.order.holder.boot_id, state.order.holder.seq)
             if reporter.acknowledged is not None and reporter.acknowledged[1] > state.order.last_id:
                 reporter.acknowledged = (kept, state.order.last_id) if kept.boot_id == reporter.boot_id else None
-                self._lost_s[reporter.agent_id] = self.steady_s
+                self.witness.lose([reporter.agent_id])
 
     # The end
 
@@ -369,36 +308,16 @@ class World:
 
     async def misjudged(self) -> list[str]:
         """Agents that a search shows though they have long been silent, or hides though they just reported."""
-        found = await self.found()
-        limit_s = self.settings.offline_after_s
-        wrong = []
-        for agent_id, heard_s in self.heard_s.items():
-            silent_s = self.steady_s - heard_s[-1]
-            online, lost = self.said[agent_id] is AgentStatus.ONLINE, agent_id in self._lost_s
-            seen_s = self._surely_seen_s(agent_id)
-            too_long = self.steady_s - seen_s > self._longest_s(since_s=seen_s)
-            if agent_id in found and (too_long or not (online or lost)):
-                wrong.append(f"{agent_id}: found after {silent_s} s of silence, last {self.said[agent_id]}")
-            if agent_id not in found and online and silent_s < limit_s and not lost:
-                wrong.append(f"{agent_id}: not found {silent_s} s after its heartbeat")
-        return wrong
+        return self.witness.misjudged(await self.found())
 
-    def _longest_s(self, *, since_s: float) -> float:
-        """After so much silence nobody may be found: each jump of the clock gives everybody time to report."""
-        return self.settings.offline_after_s * (1 + sum(at_s >= since_s for at_s, _ in self._jumps))
+    async def _is_applied(self, agent_id: AgentId) -> bool:
+        """Whether the index has come as far as the agent's last heartbeat."""
+        shown: Any = await self.index.capacity._client.hget(self.index.keys.agent(agent_id), "last_id")
+        newest = next(one for one in self.reporters.values() if one.agent_id == agent_id).acknowledged
+        return newest is not None and newest[1] <= StreamId.parse(shown.decode())
 
-    def _surely_seen_s(self, agent_id: AgentId) -> float:
-        """The latest that the agent can count as seen.
-
-        An entry that had to be given an id of the future counts as received when it was applied. Of what was lost
-        with Redis the record may say the same; then it counts as seen when the index was rebuilt.
-        """
-        seen_s = self.heard_s[agent_id][-1]
-        if agent_id in self._undated:
-            seen_s = max(seen_s, self._ingested_s)
-        if agent_id in self._lost_s:
-            seen_s = max(seen_s, self._lost_s[agent_id], self._rebuilt_s)
-        return seen_s
+    def _sometimes_away(self, port: Any) -> Any:
+        return SometimesAway(port, away=lambda: self.record_away)
 
     def _new_ingest(self) -> Ingest:
         return Ingest(self.index.index_reader(), self.index.upkeep)
