@@ -7,15 +7,12 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Final
 
-from app.index.upkeep import JUMP_TOLERANCE_MS, RECEIVING_GAP_MS
+from app.index.upkeep import JUMP_TOLERANCE_MS
 from app.models.capacity import AgentStatus
 from app.models.identity import AgentId
 
 _NOTICED_S: Final = JUMP_TOLERANCE_MS / 1000
 """A smaller step of the clock nobody notices: it counts as time that passed, or did not."""
-
-_DECLARED_S: Final = RECEIVING_GAP_MS / 1000
-"""After a step forwards beyond this nobody is declared offline before it was noticed."""
 
 
 class Witness:
@@ -88,7 +85,7 @@ class Witness:
         heard = [*self.heard_s[agent_id], self.now_s]
         silences = list(pairwise(heard[-2:] if applied else heard))
         return any(
-            end_s - start_s + self._stepped_s(since_s=start_s, up_to_s=_DECLARED_S) >= self._limit_s
+            end_s - start_s + self._stepped_s(since_s=start_s, up_to_s=_NOTICED_S) >= self._limit_s
             for start_s, end_s in silences
         )
 
