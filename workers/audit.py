@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.index.audit import Totals, TotalsCount
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from app.record import Record
 
 _PAGE: Final = 500
+_MOST_SUSPECTS: Final = 50_000
+"""Differences that are kept for a second look."""
 
 
 class _Difference(NamedTuple):
@@ -87,56 +89,75 @@ class Audit:
 
     async def _missing_totals(self) -> Totals:
         count = TotalsCount(self._index.keys)
-        async for page in self._pages("totals"):
+        async for page in self._pages():
             for agent in page:
                 count.add(agent)
         return count.missing_from(await self._index.audit.totals())
 
     async def _against_record(self, *, repair: bool) -> AsyncIterator[Finding]:
-        first = await self._differences()
-        if not first:
-            return
-        await asyncio.sleep(self._settle_s)
-        second = await self._differences()
-        lasting = {agent_id for agent_id, difference in second.items() if first.get(agent_id) == difference}
-        if repair:
-            await self._agree(lasting)
-        for agent_id in sorted(lasting):
-            yield Finding(where="record", subject=agent_id, what=second[agent_id].what, repaired=repair)
+        suspects: dict[AgentId, _Difference] = {}
+        async for found in self._suspects():
+            suspects |= found
+            if len(suspects) >= _MOST_SUSPECTS:
+                async for finding in self._lasting(suspects, repair=repair):
+                    yield finding
+                suspects = {}
+        async for finding in self._lasting(suspects, repair=repair):
+            yield finding
 
-    async def _differences(self) -> dict[AgentId, _Difference]:
-        indexed: dict[AgentId, IndexedAgent] = {}
-        async for page in self._pages("record"):
-            indexed |= {agent.heartbeat.agent_id: agent for agent in page}
-        differences: dict[AgentId, _Difference] = {}
-        async for states in self._record.reader.states(page_size=_PAGE):
-            for state in states:
-                agent = indexed.pop(state.agent.agent_id, None)
-                what = _difference(agent, state)
-                if what:
-                    differences[state.agent.agent_id] = _Difference(what, agent.last_id if agent else None)
+    async def _suspects(self) -> AsyncIterator[dict[AgentId, _Difference]]:
+        """All that differ at a first look, page by page, however large the fleet is."""
+        async for agent_ids in self._index.audit.agent_ids():
+            found = await self._differences(agent_ids)
+            # Those that have but a tombstone come with the record's.
+            yield {agent_id: one for agent_id, one in found.items() if one.last_id is not None}
+            self._progress("record", len(agent_ids))
             await asyncio.sleep(self._pause_s)
+        async for states in self._record.reader.states(page_size=_PAGE):
+            recorded = [state.agent.agent_id for state in states]
+            indexed = {agent.heartbeat.agent_id for agent in await self._index.states.some(recorded)}
+            yield await self._differences([agent_id for agent_id in recorded if agent_id not in indexed])
+            await asyncio.sleep(self._pause_s)
+
+    async def _lasting(self, suspects: dict[AgentId, _Difference], *, repair: bool) -> AsyncIterator[Finding]:
+        if suspects:
+            await asyncio.sleep(self._settle_s)
+        ordered = sorted(suspects)
+        for at in range(0, len(ordered), _PAGE):
+            second = await self._differences(ordered[at : at + _PAGE])
+            lasting = [agent_id for agent_id in sorted(second) if suspects[agent_id] == second[agent_id]]
+            if repair:
+                await self._agree(lasting)
+            for agent_id in lasting:
+                yield Finding(where="record", subject=agent_id, what=second[agent_id].what, repaired=repair)
+
+    async def _differences(self, agent_ids: Sequence[AgentId]) -> dict[AgentId, _Difference]:
+        indexed = {agent.heartbeat.agent_id: agent for agent in await self._index.states.some(agent_ids)}
+        differences: dict[AgentId, _Difference] = {}
+        for state in await self._record.reader.some(agent_ids):
+            agent = indexed.pop(state.agent.agent_id, None)
+            what = _difference(agent, state)
+            if what:
+                differences[state.agent.agent_id] = _Difference(what, agent.last_id if agent else None)
         for agent_id, agent in indexed.items():
             differences[agent_id] = _Difference("is in the index alone", agent.last_id)
         return differences
 
-    async def _agree(self, agent_ids: set[AgentId]) -> None:
+    async def _agree(self, agent_ids: Sequence[AgentId]) -> None:
         """The newer side wins by the order rule: index to record, and what only the record has to the index."""
-        async for page in self._pages("repair"):
-            chosen = [agent for agent in page if agent.heartbeat.agent_id in agent_ids]
-            if chosen:
-                await self._record.writer.write([entry for agent in chosen for entry in entries_of(agent)])
-        async for states in self._record.reader.states(page_size=_PAGE):
-            await self._index.upkeep.restore([state for state in states if state.agent.agent_id in agent_ids])
+        agents = await self._index.states.some(agent_ids)
+        await self._record.writer.write([entry for agent in agents for entry in entries_of(agent)])
+        await self._index.upkeep.restore(await self._record.reader.some(agent_ids))
+        self._progress("repair", len(agent_ids))
 
-    async def _pages(self, step: str) -> AsyncIterator[list[IndexedAgent]]:
-        """Pages without agents that an earlier page had: a change of state may show one twice."""
+    async def _pages(self) -> AsyncIterator[list[IndexedAgent]]:
+        """Pages without agents that an earlier page had: Redis may show one twice."""
         shown: set[AgentId] = set()
         async for page in self._index.states.agents():
             fresh = [agent for agent in page if agent.heartbeat.agent_id not in shown]
             shown |= {agent.heartbeat.agent_id for agent in fresh}
             yield fresh
-            self._progress(step, len(fresh))
+            self._progress("totals", len(fresh))
             await asyncio.sleep(self._pause_s)
 
 

@@ -17,12 +17,11 @@ from app.index.scripts import Call, load
 from app.index.states import IndexedAgent
 from app.models.capacity import AgentStatus, GpuType, Resources
 from app.models.finding import Finding
-from app.models.identity import AgentId
+from app.models.identity import AgentId, is_agent_id
 
 _INSPECT_SLICE: Final = 8
 _STRAYS_SLICE: Final = 100
 _SCAN_SLICE: Final = 500
-_AGENT_ID: Final = re.compile(r"[0-9a-f-]{36}")
 _SEARCHED: Final = re.compile(
     r":[a-z0-9-]+(:silent|:busy|:cordoned)?(:cores|:machines|(:pool:[^:]+)?:vram(:cores:[0-9]+(\+|-[0-9]+))?)"
 )
@@ -51,7 +50,7 @@ class IndexAudit:
             cursor, raw = found
             # A type of agents may be called "agent": its sets begin like this too.
             names = [key.decode().removeprefix(start) for key in raw]
-            yield [AgentId(name) for name in names if _AGENT_ID.fullmatch(name)]
+            yield [AgentId(name) for name in names if is_agent_id(name)]
             if not cursor:
                 return
 

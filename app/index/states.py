@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -77,6 +77,13 @@ class IndexStates:
             if agents := [_read(*one, as_of) for one in page if _is_whole(one[1])]:
                 yield agents
 
+    async def some(self, agent_ids: Sequence[AgentId]) -> list[IndexedAgent]:
+        """Those of these that have a hash."""
+        with unavailable():
+            as_of = await newest_id(self._client, self._keys.heartbeats)
+            page = await self._page(agent_ids)
+        return [_read(*one, as_of) for one in page if _is_whole(one[1])]
+
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
         """The same as entries in place of those that made them, and of those that were forgotten of late."""
         async for page, as_of in self._hashes():
@@ -116,7 +123,7 @@ class IndexStates:
             if not cursor:
                 return
 
-    async def _page(self, agent_ids: list[AgentId]) -> list[tuple[AgentId, _Hash]]:
+    async def _page(self, agent_ids: Sequence[AgentId]) -> list[tuple[AgentId, _Hash]]:
         pipeline = self._client.pipeline(transaction=False)
         for agent_id in agent_ids:
             pipeline.hgetall(self._keys.agent(agent_id))

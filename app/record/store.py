@@ -57,7 +57,7 @@ def open_record(settings: Settings) -> Record:
         agents=RecordedAgents(database, settings),
         cordons=RecordedCordons(database, bulk),
         plans=RecordedPlans(database, bulk),
-        reader=RecordedStates(database),
+        reader=RecordedStates(database, bulk),
         totals=RecordedTotals(database, bulk, settings),
         writer=Writer(database, bulk, settings),
     )

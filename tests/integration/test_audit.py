@@ -132,3 +132,21 @@ async def test_an_agent_that_the_index_lost_comes_back_from_the_record(
     agent = await index.capacity.get(agent_id(3))
     assert agent is not None
     assert agent.gpu_vram_available_gb == 7.5
+
+
+async def test_differences_are_settled_a_part_at_a_time(
+    index: Index, record: Record, fleet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet of which much differs need not fit into the audit's memory."""
+    monkeypatch.setattr("workers.audit._MOST_SUSPECTS", 2)
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(n, vram=1.0, cores=3 * n, seq=3) for n in (1, 2, 4)])
+    await index.log.append([heartbeat(n, seq=1) for n in range(20, 24)])
+    await apply_everything(index)
+    await client.xtrim(index.keys.heartbeats, maxlen=0, approximate=False)
+    await client.delete(index.keys.agent(agent_id(3)))
+    found = [one for one in await audit(index, record) if one.where == "record"]
+    assert sorted(one.subject for one in found) == [agent_id(n) for n in (1, 2, 3, 4, 20, 21, 22, 23)]
+    await audit(index, record, repair=True)
+    await audit(index, record, repair=True)
+    assert await audit(index, record) == []
