@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.compiling import compile_library
+
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 GIB = 1 << 30
 TITAN = {"gpu0.name": "NVIDIA Titan", "gpu0.total": 24 * GIB, "gpu0.free": 20 * GIB}
 
 
-def compiler() -> list[str]:
-    """The machine's C compiler, or the one that `scripts/install --dev` brings where there is none."""
-    for name in ("cc", "gcc", "clang"):
-        if path := shutil.which(name):
-            return [path]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    raise AssertionError("no C compiler: run scripts/install --dev, which brings one")
-
-
 def build_library(folder: Path) -> Path:
     """Returns the folder that holds the library, for LD_LIBRARY_PATH."""
-    cache = {"ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
-    subprocess.run(
-        [*compiler(), "-shared", "-fPIC", "-O1", "-o", str(folder / "libnvidia-ml.so.1"), str(SOURCE)],
-        check=True,
-        env={**os.environ, **cache},
-    )
+    compile_library(SOURCE, folder / "libnvidia-ml.so.1")
     return folder
 
 

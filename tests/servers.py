@@ -14,11 +14,13 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import redis
 
 from app.index.embedded import valkey_binary
 from app.tether import die_with_parent
+from tests.compiling import compile_library
 from tests.postgres_install import Account, directory_for, system_binaries, wheel_binaries
 from tests.server import Server, ServerFailedError
 from tests.waiting import wait_until, wait_until_async
@@ -34,6 +36,8 @@ __all__ = [
     "wait_until",
     "wait_until_async",
 ]
+
+FULL_DISK: Final = Path(__file__).with_name("full_disk.c")
 
 
 def free_port() -> int:
@@ -117,7 +121,14 @@ class PostgresServer(Server):
     """A real Postgres without fsync: it survives `kill -9`, not a power cut."""
 
     def __init__(
-        self, directory: Path, *, binaries: Path, account: Account, port: int, config: Mapping[str, str]
+        self,
+        directory: Path,
+        *,
+        binaries: Path,
+        account: Account,
+        port: int,
+        config: Mapping[str, str],
+        fillable: bool,
     ) -> None:
         super().__init__(directory)
         self.port = port
@@ -136,6 +147,10 @@ class PostgresServer(Server):
             **config,
         }
         self._databases = 0
+        self._full = directory / "full"
+        self._library = directory / "full_disk.so"
+        if fillable:
+            compile_library(FULL_DISK, self._library)
         self._run([binaries / "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
                    "--locale=C", "--no-sync"])  # fmt: skip
 
@@ -145,6 +160,13 @@ class PostgresServer(Server):
 
     def database_url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def fill_disk(self) -> None:
+        """No table can grow any more; only for a server that was started with `fillable`."""
+        self._full.touch()
+
+    def empty_disk(self) -> None:
+        self._full.unlink()
 
     def stop_immediately(self) -> None:
         """As `pg_ctl stop -m immediate`: the next start has to recover."""
@@ -169,11 +191,13 @@ class PostgresServer(Server):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         settings = [part for name, value in self._config.items() for part in ("-c", f"{name}={value}")]
+        fillable = {"LD_PRELOAD": str(self._library), "FULL_DISK": str(self._full)}
+        preloaded = fillable if self._library.exists() else {}
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._data, *settings],
                 cwd=self.directory,
-                env=_postgres_environment(self.directory),
+                env={**_postgres_environment(self.directory), **preloaded},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -235,7 +259,11 @@ def start_valkey(
 
 
 def start_postgres(
-    *, port: int | None = None, config: Mapping[str, str] | None = None, from_wheel: bool = False
+    *,
+    port: int | None = None,
+    config: Mapping[str, str] | None = None,
+    from_wheel: bool = False,
+    fillable: bool = False,
 ) -> PostgresServer:
     """Starts a Postgres of the test's own, as another user where the tests run as root.
 
@@ -243,6 +271,7 @@ def start_postgres(
         port: None takes a free one.
         config: further settings, as `postgres -c name=value`.
         from_wheel: takes the wheel's binaries even where the system has some.
+        fillable: whether its disk can be filled (Linux).
     """
     account = Account.choose()
     directory = directory_for(account)
@@ -253,6 +282,7 @@ def start_postgres(
         account=account,
         port=port or free_port(),
         config=config or {},
+        fillable=fillable,
     )
     server.start()
     return server
