@@ -35,7 +35,7 @@ def test_row_28_append_only_file_cannot_grow(build: Build, row: Row, servers: Ex
 
 @pytest.mark.parametrize("binaries", ["system", "wheel"])
 def test_row_28_postgres_cannot_grow(build: Build, row: Row, servers: ExitStack, binaries: str) -> None:
-    """No table of Postgres can grow (53100: each call that would let one is answered ENOSPC) while new agents come."""
+    """No table of Postgres can grow (53100: the calls that would let it get ENOSPC) while new agents come."""
     postgres = servers.enter_context(
         start_postgres(config={"log_line_prefix": "%e "}, from_wheel=binaries == "wheel", fillable=True)
     )
