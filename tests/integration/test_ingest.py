@@ -96,6 +96,9 @@ async def test_a_key_that_is_no_hash_any_more_stops_no_search_and_no_sweep(redis
         assert len((await index.fleet.page(limit=100)).agents) == 4
         assert len([agent async for page in index.states.agents() for agent in page]) == 4
 
+        clock.jump(-3600)
+        assert await index.upkeep.note_jump(-3_600_000)
+        assert await index.upkeep.readmit() == 5
         clock.advance(91)
         await index.log.append([heartbeat(1, vram=1.0)])
         await apply_everything(index)

@@ -36,9 +36,7 @@ if done < slice and shift < 0 then
     local ahead = redis.call('ZRANGE', seen_key, string.format('(%.0f', now), '+inf', 'BYSCORE', 'LIMIT', 0, slice - done)
     for _, agent_id in ipairs(ahead) do
         redis.call('ZADD', seen_key, jump[2], agent_id)
-        if redis.call('EXISTS', agent_key(agent_id)) == 1 then
-            redis.call('HSET', agent_key(agent_id), 'seen', jump[2])
-        end
+        if read_state(agent_id) then redis.call('HSET', agent_key(agent_id), 'seen', jump[2]) end
     end
     done = done + #ahead
 end
