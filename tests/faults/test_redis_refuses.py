@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import pytest
@@ -128,17 +128,23 @@ def size_of(client: redis.Redis, key: str) -> int:
 
 
 def test_row_13_busy(build: Build, row: Row) -> None:
-    """Somebody's script runs for two seconds; the server answers BUSY to everybody."""
+    """Somebody's script runs until it is ended (SCRIPT KILL); the server answers BUSY to everybody."""
     house = build()
     house.fleet.start()
-    script = "local t = redis.call('TIME')[1] while redis.call('TIME')[1] - t < 3 do end"
+
+    def run_for_ever() -> None:
+        with redis.Redis(port=house.valkey.port) as other, suppress(redis.ResponseError):
+            other.eval("while true do end", 0)
+
     with house.valkey.client() as client:
         client.config_set("busy-reply-threshold", "10")
-        other = threading.Thread(target=client.eval, args=(script, 0))
-        other.start()
-        refused(house)
+        running = threading.Thread(target=run_for_ever)
+        running.start()
+        for _ in range(3):
+            refused(house)
         house.lookups.until(lambda answer: answer.source == "record")
-        other.join()
+        client.script_kill()
+        running.join(10)
     accepted_again(house)
     house.check(heal=False)
     row.require_answers()
