@@ -24,7 +24,7 @@ ROWS: Final = {
     ),
     8: FaultRow("Redis comes back with nothing", "as after `FLUSHALL`; 503 for heartbeats meanwhile"),
     9: FaultRow("Redis loses the tail of its append-only file", "only the tail is lost; next heartbeats heal it"),
-    10: FaultRow("Redis is loading", "503 with `Retry-After`; lookups from the record"),
+    10: FaultRow("Redis is loading", "503 with `Retry-After`, no storm of retries; lookups from the record"),
     11: FaultRow("Redis has no memory left", "503, nothing dropped in silence; normal once there is room"),
     12: FaultRow("a store that cannot be worked with", "refused at the start, with what to do"),
     13: FaultRow("Redis is busy with a script", "503; normal afterwards"),
@@ -38,7 +38,7 @@ ROWS: Final = {
     22: FaultRow("Postgres is down for ten minutes", "heartbeats and lookups go on; nothing differs afterwards"),
     23: FaultRow("Postgres restarts", "the batch is tried again"),
     24: FaultRow("a backend of Postgres hangs", "the statement times out and is tried again"),
-    25: FaultRow("deadlocks, serialization failures", "the batch is tried again"),
+    25: FaultRow("deadlocks, serialization failures", "the batch is tried again, five times in a row at most"),
     26: FaultRow("no connection to Postgres is left", "503 after a bounded wait; heartbeats and lookups go on"),
     27: FaultRow("the reply to a COMMIT is lost", "the second write changes nothing"),
     28: FaultRow("a disk is full", "recording pauses with an alarm, the index is kept; it resumes"),
@@ -49,7 +49,10 @@ ROWS: Final = {
     33: FaultRow("two machines under one id", "both are told; no flip-flop"),
     34: FaultRow("an agent's clock is a day off", "no effect on liveness; measured"),
     35: FaultRow("Redis's clock is set", "nobody offline for it, nobody alive for it"),
-    36: FaultRow("an agent that changes its status all the time", "marked, its events folded; searches as ever"),
+    36: FaultRow(
+        "an agent that changes its status all the time",
+        "marked from the fourth change in ten minutes, its events folded; searches as ever",
+    ),
     37: FaultRow("the whole fleet reports at once", "429 past a bound, answers spread it out; nobody offline"),
     38: FaultRow(
         "nobody takes heartbeats in; most of a fleet is silent", "grace; brake; searches lose the silent"
@@ -59,7 +62,10 @@ ROWS: Final = {
     41: FaultRow("no reaper", "a silent agent is no answer all the same"),
     47: FaultRow("the API ends under load", "acknowledged heartbeats survive; the end is bounded"),
     48: FaultRow("a listener to events never reads", "cut off; nobody else notices"),
-    49: FaultRow("a group is slower than the fleet", "index: 429, an alarm; record: trimmed past, reconciled"),
+    49: FaultRow(
+        "a group is slower than the fleet",
+        "index: 429, an alarm, nobody offline; record: trimmed past, reconciled",
+    ),
 }
 
 _NAME: Final = re.compile(r"test_row_(\d\d)_\w+")
