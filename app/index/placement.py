@@ -65,6 +65,7 @@ def state_of(heartbeat: Heartbeat) -> State:
 def apply_arguments(stream_id: StreamId, heartbeat: Heartbeat) -> list[Argument]:
     """One heartbeat's part of the arguments of apply.lua."""
     state = state_of(heartbeat)
+    resources = Resources.of(state.metrics)
     boot = "" if heartbeat.boot_id is None else heartbeat.boot_id
     seq = "" if heartbeat.seq is None else str(heartbeat.seq)
     # A goodbye without metrics leaves the last ones.
@@ -74,8 +75,8 @@ def apply_arguments(stream_id: StreamId, heartbeat: Heartbeat) -> list[Argument]
         str(stream_id),
         boot,
         seq,
-        *_summary(state, with_metrics=says),
-        _fields(state, with_metrics=says),
+        *_summary(state, resources, with_metrics=says),
+        _fields(state, resources, with_metrics=says),
     ]
 
 
@@ -85,6 +86,7 @@ def restore_arguments(recorded: RecordedState) -> list[Argument]:
     state = State(
         agent.agent_id, agent.agent_type, agent.pool_name, agent.hostname, agent.status, agent.resource_metrics
     )
+    resources = Resources.of(state.metrics)
     boot, seq = ("", "") if order.holder is None else (order.holder.boot_id, str(order.holder.seq))
     return [
         state.agent_id,
@@ -92,11 +94,11 @@ def restore_arguments(recorded: RecordedState) -> list[Argument]:
         boot,
         seq,
         "\n".join(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
-        *_summary(state, with_metrics=True),
+        *_summary(state, resources, with_metrics=True),
         b"" if cordon is None else encode_cordon(cordon),
         "" if recorded.cordon_id is None else str(recorded.cordon_id),
         expires_argument(cordon),
-        _fields(state, with_metrics=True),
+        _fields(state, resources, with_metrics=True),
     ]
 
 
@@ -147,11 +149,10 @@ def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def _summary(state: State, *, with_metrics: bool) -> list[Argument]:
+def _summary(state: State, resources: Resources, *, with_metrics: bool) -> list[Argument]:
     """Fingerprint, status, place and machine: what the scripts compare and place by."""
     fingerprint = hashlib.blake2b(_msgpack.encode(state), digest_size=_FINGERPRINT_BYTES).hexdigest()
     pool = encode_pool(state.pool_name)
-    resources = Resources.of(state.metrics)
     place, size = "", "- - -"
     if with_metrics:
         size = f"{resources.gpu_type.value} {resources.gpu_vram_total_gb} {resources.cpu_cores_physical}"
@@ -160,7 +161,7 @@ def _summary(state: State, *, with_metrics: bool) -> list[Argument]:
     return [fingerprint, state.status.value, place, f"{state.agent_type} {pool} {size}"]
 
 
-def _fields(state: State, *, with_metrics: bool) -> bytes:
+def _fields(state: State, resources: Resources, *, with_metrics: bool) -> bytes:
     """Field, value, field, value… of the agent's hash, as one JSON array.
 
     One argument, not forty: the server makes an object of each, and most heartbeats change none of these fields.
@@ -172,7 +173,6 @@ def _fields(state: State, *, with_metrics: bool) -> bytes:
         *("status", state.status.value),
     ]
     if with_metrics:
-        resources = Resources.of(state.metrics)
         document = Document(
             state.pool_name,
             resources.gpu_vram_available_gb,

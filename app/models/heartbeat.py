@@ -125,9 +125,6 @@ def decode(payload: bytes) -> Heartbeat:
 
 def _refuse_impossible(heartbeat: Heartbeat) -> None:
     """Scripts place by these values: one that no edge would take must not reach them from elsewhere."""
-    metrics = heartbeat.resource_metrics
-    numbers = () if metrics is None else msgspec.structs.astuple(metrics)[:-1]
-    cores = () if metrics is None else (metrics.cpu_cores_available, metrics.cpu_cores_physical)
     if (
         not is_agent_id(heartbeat.agent_id)
         or not is_agent_type(heartbeat.agent_type)
@@ -135,8 +132,21 @@ def _refuse_impossible(heartbeat: Heartbeat) -> None:
         or (heartbeat.seq is None) != (heartbeat.boot_id is None)
         or (heartbeat.seq is not None and not 0 <= heartbeat.seq <= _MAX_SEQ)
         or (heartbeat.boot_id is not None and not heartbeat.boot_id.isprintable())
-        or "\0" in heartbeat.pool_name + heartbeat.hostname
-        or not all(number is None or 0 <= number < math.inf for number in numbers)
-        or not all(number is None or number <= MAX_CORES for number in cores)
+        or "\0" in heartbeat.pool_name
+        or "\0" in heartbeat.hostname
+        or not _possible(heartbeat.resource_metrics)
     ):
         raise UndecodableEntryError("The log entry has a value that no agent can have")
+
+
+def _possible(metrics: ResourceMetrics | None) -> bool:
+    if metrics is None:
+        return True
+    # Loops, not generators, which take three times as long: every worker does this with every heartbeat.
+    for number in msgspec.structs.astuple(metrics)[:-1]:
+        if number is not None and not 0 <= number < math.inf:
+            return False
+    for cores in (metrics.cpu_cores_available, metrics.cpu_cores_physical):
+        if cores is not None and cores > MAX_CORES:
+            return False
+    return True
