@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -49,6 +50,9 @@ async def asked(ports: Ports, request: bytes) -> AsyncIterator[Asked]:
         yield Asked(server, reader)
         await serving
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            # Reset where the server had not read all that was sent.
+            await writer.wait_closed()
 
 
 def problem_in(answer: bytes) -> dict[str, object]:
