@@ -37,7 +37,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         last_id: the last applied heartbeat.
         holder: the boot in force, None as long as none was ever named.
-        retired: earlier boots, newest first, each with the last `seq` that was applied of it.
+        retired: earlier boots, newest first, each with the greatest `seq` that came of it.
     """
 
     last_id: StreamId
@@ -52,11 +52,16 @@ def advance(
 
     A retired boot may take over again only after the holder has been silent for `offline_after_ms`, with a
     `seq` above its own last one; a live one before that is `CLONED`: two machines share an id.
+
+    Of an earlier boot what changes nothing is remembered all the same: a dead worker's entries are judged after
+    later ones, and must leave behind what they would have left in their turn.
     """
     if order is None:
         return Outcome.APPLIED, Order(last_id=stream_id, holder=boot)
     if stream_id <= order.last_id:
-        return (Outcome.DUPLICATE if stream_id == order.last_id else Outcome.REORDERED), order
+        return (
+            (Outcome.DUPLICATE, order) if stream_id == order.last_id else (Outcome.REORDERED, _heard(order, boot))
+        )
     if boot is None:
         return Outcome.APPLIED, msgspec.structs.replace(order, last_id=stream_id)
     if order.holder is None:
@@ -67,9 +72,19 @@ def advance(
     if known is order.holder:
         return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=order.retired)
     if known is not None and stream_id.ms - order.last_id.ms < offline_after_ms:
-        return Outcome.CLONED, order
+        return Outcome.CLONED, _heard(order, boot)
     retired = (order.holder, *(old for old in order.retired if old.boot_id != boot.boot_id))
     return Outcome.APPLIED, Order(last_id=stream_id, holder=boot, retired=retired[: KEPT_BOOTS - 1])
+
+
+def _heard(order: Order, boot: Boot | None) -> Order:
+    """With the `seq` of an earlier boot, if that is known: another may be from before the agent was forgotten."""
+    if boot is None or order.holder is None or boot.boot_id == order.holder.boot_id:
+        return order
+    known = {old.boot_id: old for old in order.retired}
+    if boot.boot_id not in known or boot.seq <= known[boot.boot_id].seq:
+        return order
+    return msgspec.structs.replace(order, retired=tuple((known | {boot.boot_id: boot}).values()))
 
 
 def recall(order: Order, retired: tuple[Boot, ...]) -> Order:

@@ -77,7 +77,7 @@ class Fold:
     Attributes:
         states: the agents of the batch that the record knows; new ones are added.
         touched: agents with an applied heartbeat.
-        marked: agents whose status was changed by a transition.
+        marked: agents whose status was changed by a transition, or of whose boots more is known.
         erased: agents whose kept history ends here.
         transitions: every transition, in order.
         newest_heartbeat: the greatest id that was applied.
@@ -108,6 +108,11 @@ class Fold:
         self.outcomes[outcome] += 1
         if outcome is Outcome.APPLIED:
             self._apply(stream_id, order, heartbeat.agent_id, reported_by(heartbeat, self._reported(heartbeat)))
+            return
+        state = self.states.get(heartbeat.agent_id)
+        if state is not None and state.order != order:
+            state.order = order
+            self.marked.add(state.agent_id)
 
     def _take_indexed(self, stream_id: StreamId, indexed: IndexedState) -> None:
         heartbeat, state = indexed.heartbeat, self.states.get(indexed.agent_id)

@@ -112,6 +112,7 @@ class Simulation:
         self._checks = 0
         self._record_back_s = 0.0
         self._receiving_again_s = 0.0
+        self._taken_over_s = 0.0
         kinds = ("flush", "record away", "nobody receives", "clock", "no reaper", "death", "clone", "clock step")
         self._odds = {kind: self._chance.choice([0.0, 0.01, 0.04]) for kind in kinds}
         self._odds["death"] *= 5
@@ -179,6 +180,11 @@ class Simulation:
         await self._world.send([(swapped, swapped.sent[-1]), (swapped, swapped.sent[-2])])
         if self._happens("clone"):
             await self._world.clone_reports(cloned)
+        if self._odds["clone"]:
+            # Whoever has been silent of late.
+            for number in self._away_until_s:
+                if self._chance.random() < 0.1:
+                    await self._world.former_boot_reports(self._world.reporter(number))
 
     async def _trouble(self) -> None:
         world, now_s = self._world, self._world.steady_s
@@ -201,15 +207,22 @@ class Simulation:
 
     async def _work(self) -> None:
         world = self._world
+        world.taking_over = world.steady_s >= self._taken_over_s
         if self._chance.random() < 0.9:
             await world.rebuild_if_due()
         for which in range(2):
-            death = self._chance.choice(_DEATHS) if self._happens("death") else None
+            death = self._death()
             if self._chance.random() < 0.55:
                 await world.ingest(which, death=death)
         if self._chance.random() < 0.4:
-            death = self._chance.choice(_DEATHS) if self._happens("death") else None
+            death = self._death()
             await world.record_round(self._chance.randrange(2), death=death)
+
+    def _death(self) -> Death | None:
+        if not self._happens("death"):
+            return None
+        self._taken_over_s = self._world.steady_s + self._chance.choice([0.0, 60.0, 150.0])
+        return self._chance.choice(_DEATHS)
 
     async def _check(self) -> list[str]:
         self._checks += 1

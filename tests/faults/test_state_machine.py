@@ -89,6 +89,16 @@ class Machine(RuleBasedStateMachine):
         """Another machine with the same id and a former boot."""
         self._run(self.world.clone_reports(self.world.reporter(number)))
 
+    @rule(number=numbers)
+    def take_over(self, number: int) -> None:
+        """The same after the agent was silent for long."""
+        self._run(self.world.former_boot_reports(self.world.reporter(number)))
+
+    @rule(taking_over=st.booleans())
+    def dead_workers_are_missed_or_not(self, *, taking_over: bool) -> None:
+        """What they had read comes out of order, or not yet."""
+        self.world.taking_over = taking_over
+
     @rule(which=workers, death=deaths)
     def ingest(self, which: int, death: Death | None) -> None:
         self._run(self.world.ingest(which, death=death))

@@ -1,11 +1,10 @@
 """Index and record driven by hand on a clock that the test turns: every step that a process takes, and every way
-in which it may fail to, without a process.
-
-The servers are real; only time, deaths and outages are made.
+in which it may fail to, without a process. The servers are real; only time, deaths and outages are made.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -36,8 +35,7 @@ from workers.recorder import Recorder
 
 START_MS: Final = 1_800_000_000_000
 OFFLINE_AFTER_S: Final = 90.0
-_STEP_S: Final = 15.0
-"""Time between two rounds of those that run all the time."""
+_STEP_S: Final = 15.0  # between two rounds of those that run all the time
 
 
 class World:
@@ -48,6 +46,7 @@ class World:
         witness: knows when each of them really reported.
         record_away: whether the record is.
         receiving: whether anybody takes heartbeats in.
+        taking_over: whether what a dead worker had read has been idle for long enough to be taken over.
         false_offline: agents that were declared offline though they had reported in time.
         lookups: how every search was answered, by the real clock.
     """
@@ -61,6 +60,7 @@ class World:
         self.witness = Witness(settings.offline_after_s)
         self.record_away = False
         self.receiving = True
+        self.taking_over = True
         self.false_offline: list[str] = []
         self.lookups = Answers()
         self.appended = 0
@@ -142,19 +142,38 @@ class World:
     async def clone_reports(self, reporter: Reporter) -> None:
         """A machine with a boot that the agent no longer has goes on counting, while the agent is alive.
 
-        Nothing while the index may think otherwise: of an agent that was silent, or that it has to learn again.
+        Nothing while a store may think otherwise: of an agent that was silent, or that it has to learn again, or
+        of which a dead worker's entries are missing.
         """
-        newest = reporter.acknowledged
-        heard_s = self.witness.heard_s.get(reporter.agent_id)
-        former = [sent for sent in self._arrived.get(reporter.agent_id, ()) if sent.boot_id != reporter.boot_id]
-        if newest is None or not heard_s or not former or newest[0].boot_id != reporter.boot_id:
+        former = self._former(reporter)
+        if not former or not self.taking_over:
             return
-        if self.witness.has_lost(reporter.agent_id) or heard_s[-1] <= self.witness.jumped_s:
-            return
-        if self.steady_s - heard_s[-1] < self.settings.offline_after_s / 2:
+        heard_s = self.witness.heard_s[reporter.agent_id][-1]
+        if heard_s > self.witness.jumped_s and self.steady_s - heard_s < self.settings.offline_after_s / 2:
             sent = Sent(former[-1].boot_id, max(one.seq for one in former) + 1)
             reporter.sent.append(sent)
             await self.send([(reporter, sent)])
+
+    async def former_boot_reports(self, reporter: Reporter) -> None:
+        """A machine with a boot that the agent no longer has goes on counting, after the agent was silent for
+        long: it takes over, and what was the agent's boot is retired now.
+        """
+        former, newest = self._former(reporter), reporter.acknowledged
+        # The rule counts by ids: a clock that was set back makes them stand still.
+        silent_s = 0.0 if newest is None else (self.clock.now_ms() - newest[1].ms) / 1000
+        if former and silent_s >= self.settings.offline_after_s:
+            boot_id = former[-1].boot_id
+            reporter.restart(boot_id)
+            reporter.seq = max(one.seq for one in reporter.sent if one.boot_id == boot_id)
+            reporter.next()
+            await self.send([(reporter, reporter.sent[-1])])
+
+    def _former(self, reporter: Reporter) -> list[Sent]:
+        """What came of other boots than the one in force; nothing where that cannot be told."""
+        newest = reporter.acknowledged
+        if newest is None or newest[0].boot_id != reporter.boot_id or self.witness.has_lost(reporter.agent_id):
+            return []
+        return [sent for sent in self._arrived.get(reporter.agent_id, ()) if sent.boot_id != reporter.boot_id]
 
     # Workers
 
@@ -162,6 +181,7 @@ class World:
         """One round; a worker that dies is replaced by one that does not know what it had read."""
         self.witness.see_applied()
         worker = self.ingests[which]
+        self._ready(worker._reader)
         if death is not None:
             worker = Ingest(MortalReader(worker._reader, death), self.index.upkeep)  # type: ignore[arg-type]
             self.ingests[which] = self._new_ingest()
@@ -170,6 +190,7 @@ class World:
 
     async def record_round(self, which: int = 0, *, death: Death | None = None) -> None:
         worker = self.recorders[which]
+        self._ready(worker._reader)
         if death is not None:
             worker = Recorder(MortalReader(worker._reader, death), self._writer)  # type: ignore[arg-type]
             self.recorders[which] = self._new_recorder()
@@ -207,9 +228,9 @@ class World:
         """Lets time pass in which neither reaper nor receivers run. Whoever serves lookups watches the clock."""
         at_first_s = min(self.watch.pause_s, seconds)
         self.advance(at_first_s)
-        await self.watch.look()
+        await self._look()
         self.advance(seconds - at_first_s)
-        await self.watch.look()
+        await self._look()
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass in which reaper, clock watch and receivers run."""
@@ -218,17 +239,17 @@ class World:
             self.advance(min(left, _STEP_S))
             left -= _STEP_S
             with suppress(IndexUnavailableError):
-                await self.watch.look()
+                await self._look()
                 await self.receive()
                 await self.reap()
 
     async def jump(self, seconds: float, *, noticed: bool = True) -> None:
         """Sets the server's clock, and lets the workers notice now or later."""
-        await self.watch.look()
+        await self._look()
         await self.receive()
         self.clock.jump(seconds)
         if noticed:
-            await self.watch.look()
+            await self._look()
         self.witness.see_jump(seconds)
 
     async def flush(self) -> None:
@@ -264,7 +285,8 @@ class World:
         """Everything works again until nothing is left to do."""
         self.record_away = False
         self.receiving = True
-        await self.watch.look()
+        self.taking_over = True
+        await self._look()
         for _ in range(200):
             await self.rebuild_if_due()
             for which in range(2):
@@ -276,7 +298,6 @@ class World:
         raise AssertionError(f"it does not become quiet: {why}")
 
     async def differences(self) -> list[str]:
-        # Reads whole sets: not within the time that a lookup has.
         async with aredis.Redis.from_url(self.settings.redis_url or "", socket_timeout=60) as client:
             # A transition may have been flushed before it was recorded.
             found = await differences(client, self.record, self.reporters.values(), events=not self._flushed)
@@ -318,6 +339,13 @@ class World:
 
     def _sometimes_away(self, port: Any) -> Any:
         return SometimesAway(port, away=lambda: self.record_away)
+
+    async def _look(self) -> None:
+        await self.watch.look()
+        await self.reaper._watch.look()
+
+    def _ready(self, reader: Any) -> None:
+        reader._next_takeover = 0.0 if self.taking_over else math.inf
 
     def _new_ingest(self) -> Ingest:
         return Ingest(self.index.index_reader(), self.index.upkeep)
@@ -362,7 +390,7 @@ async def opened_world(settings: Settings) -> AsyncIterator[World]:
     record = open_record(settings)
     try:
         world = World(index, record, settings, clock)
-        await world.watch.look()
+        await world._look()
         await world.rebuild_if_due()
         world.advance(OFFLINE_AFTER_S)
         await world.receive()

@@ -133,6 +133,8 @@ class Oracle:
         )
         self.outcomes.append(outcome)
         if outcome is not Outcome.APPLIED:
+            if known is not None:
+                known.order = order
             return
         metrics, gpus = sent.metrics, sent.gpus
         if known is None or known.forgotten:

@@ -48,6 +48,20 @@ def test_an_agent_that_was_only_refused_is_not_touched() -> None:
     assert (again.touched, again.marked, again.newest_heartbeat) == (set(), set(), NEVER)
 
 
+def test_what_a_dead_recorder_had_read_leaves_the_same_boots_as_in_its_turn() -> None:
+    sent = [
+        beat(second, heartbeat(1, boot_id=boot_id, seq=seq))
+        for second, boot_id, seq in [(1, "a", 1), (2, "a", 2), (3, "a", 3), (4, "b", 1), (5, "a", 4)]
+    ]
+    in_turn = folded(*sent).states[agent_id(1)].order
+    assert in_turn.retired == (Boot("a", 4),)
+    fold = folded(sent[0])
+    for entry in (sent[3], sent[1], sent[2], sent[4]):
+        fold.take([entry])
+    assert fold.states[agent_id(1)].order == in_turn
+    assert fold.marked == {agent_id(1)}
+
+
 def test_a_silence_older_than_the_last_heartbeat_marks_nothing() -> None:
     fold = folded(beat(0, heartbeat(1)), beat(50, heartbeat(1)), silence(91, 1, after_s=0))
     assert fold.marked == set()

@@ -95,8 +95,9 @@ local function apply_all()
                 if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
                 append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
             end
-        elseif outcome == 'cloned' then
-            redis.call('ZADD', prefix .. ':cloned', now, agent_id)
+        else
+            if boots then redis.call('HSET', key, 'boots', boots) end
+            if outcome == 'cloned' then redis.call('ZADD', prefix .. ':cloned', now, agent_id) end
         end
         outcomes[#outcomes + 1] = outcome
     end
