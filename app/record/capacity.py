@@ -18,7 +18,7 @@ from app.models.capacity import (
     Resources,
 )
 from app.models.heartbeat import ResourceMetrics
-from app.models.identity import AgentId
+from app.models.identity import AgentId, StreamId
 from app.record import rows
 from app.record.connect import Database
 from app.record.cordon import cordoned_at
@@ -56,7 +56,7 @@ class RecordedCapacity:
     ) -> CapacityPage:
         wanted = self._conditions(query, seen_since_ms, now_ms)
         async with self._database.reading(session) as connection:
-            newest_ms = await _newest_heartbeat_ms(connection)
+            newest = await _newest_heartbeat(connection)
             found = await self._page(connection, query, wanted)
             total = None
             if query.counted:
@@ -66,7 +66,7 @@ class RecordedCapacity:
             more=len(found) > query.limit,
             total=total,
             source="record",
-            as_of=None if newest_ms is None else rows.moment(newest_ms),
+            as_of=None if newest is None else rows.moment(newest.ms),
         )
 
     async def get(
@@ -100,9 +100,9 @@ class RecordedCapacity:
             timestamp=row.last_heartbeat_at,
         )
 
-    async def newest_heartbeat_ms(self, *, session: RecordSession | None = None) -> int | None:
+    async def newest_heartbeat(self, *, session: RecordSession | None = None) -> StreamId | None:
         async with self._database.reading(session) as connection:
-            return await _newest_heartbeat_ms(connection)
+            return await _newest_heartbeat(connection)
 
     async def _page(
         self, connection: AsyncConnection, query: CapacityQuery, wanted: list[ColumnElement[bool]]
@@ -182,8 +182,8 @@ def _readable_metrics(row: rows.AnyRow) -> ResourceMetrics | None:
         return None
 
 
-async def _newest_heartbeat_ms(connection: AsyncConnection) -> int | None:
-    newest: int | None = await connection.scalar(
-        select(record_positions.c.ms).where(record_positions.c.name == "heartbeat", record_positions.c.ms > 0)
-    )
-    return newest
+async def _newest_heartbeat(connection: AsyncConnection) -> StreamId | None:
+    position = record_positions.c
+    statement = select(position.ms, position.n).where(position.name == "heartbeat", position.ms > 0)
+    newest = (await connection.execute(statement)).one_or_none()
+    return None if newest is None else StreamId(newest.ms, newest.n)

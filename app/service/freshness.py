@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from app.errors import CapacityUnknownError
+from app.models.identity import StreamId
 from app.service.ports import Clock
 
 
@@ -38,23 +39,24 @@ class Freshness:
         self._clock = clock
         self._offline_after_ms = offline_after_ms
         self._steady_s = steady_s
-        self._newest_ms: int | None = None
+        self._newest: StreamId | None = None
         self._saw_newest_s = 0.0
 
-    def of(self, newest_ms: int | None) -> Fresh:
-        """Args: newest_ms: when anybody in the record was last heard of.
+    def of(self, newest: StreamId | None) -> Fresh:
+        """Args: newest: the id under which anybody in the record was last heard of.
 
         Raises:
             CapacityUnknownError: nobody in it was heard of recently, which says more about the way of the
                 heartbeats than about the agents.
         """
-        if newest_ms is None:
+        if newest is None:
             raise CapacityUnknownError
-        if newest_ms != self._newest_ms:
-            self._newest_ms, self._saw_newest_s = newest_ms, self._steady_s()
+        # Whole ids: where Redis's clock was set back, only the counters of those that follow rise.
+        if newest != self._newest:
+            self._newest, self._saw_newest_s = newest, self._steady_s()
         now_ms = self._clock.now_ms()
         unheard_ms = round((self._steady_s() - self._saw_newest_s) * 1000)
-        seen_since_ms = max(now_ms, newest_ms + unheard_ms) - self._offline_after_ms
-        if newest_ms < seen_since_ms:
+        seen_since_ms = max(now_ms, newest.ms + unheard_ms) - self._offline_after_ms
+        if newest.ms < seen_since_ms:
             raise CapacityUnknownError
-        return Fresh(seen_since_ms=seen_since_ms, now_ms=now_ms, as_of_ms=min(newest_ms, now_ms))
+        return Fresh(seen_since_ms=seen_since_ms, now_ms=now_ms, as_of_ms=min(newest.ms, now_ms))

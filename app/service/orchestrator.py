@@ -185,7 +185,7 @@ class OrchestratorService:
 
     async def _recorded_freshness(self, db: RecordSession | None) -> Fresh:
         """Raises CapacityUnknownError when nothing in the record is fresh."""
-        return self._freshness.of(await self._record.newest_heartbeat_ms(session=db))
+        return self._freshness.of(await self._record.newest_heartbeat(session=db))
 
 
 def _moment(ms: int) -> datetime:

@@ -205,8 +205,8 @@ class CapacityRecord(Protocol):
         """The agent, `offline` where it has not been heard of since `seen_since_ms`."""
         ...
 
-    async def newest_heartbeat_ms(self, *, session: RecordSession | None = None) -> int | None:
-        """When anybody was last heard of; None in an empty record."""
+    async def newest_heartbeat(self, *, session: RecordSession | None = None) -> StreamId | None:
+        """The id under which anybody was last heard of; None in an empty record."""
         ...
 
 

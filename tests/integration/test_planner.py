@@ -249,7 +249,7 @@ async def test_while_nobody_knows_what_is_free_tasks_wait(planning: Planning) ->
     away = AsyncMock()
     away.find.side_effect = away.get.side_effect = IndexUnavailableError()
     planner = wire(planning.settings, planning.ports_over(away)).planner
-    away.newest_heartbeat_ms.return_value = None
+    away.newest_heartbeat.return_value = None
     planner._orchestrator._record = away
     plan = await planner.generate_plan([task(1.0)])
     assert statuses(plan) == ["pending_capacity"]

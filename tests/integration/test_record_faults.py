@@ -66,7 +66,7 @@ async def every_call_says_away(record: Record) -> None:
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: record.capacity.find(CapacityQuery(), seen_since_ms=0),
         lambda: record.capacity.get(agent_id(1), seen_since_ms=0),
-        record.capacity.newest_heartbeat_ms,
+        record.capacity.newest_heartbeat,
         lambda: record.agents.list_agents(AgentFilter()),
         lambda: record.agents.agent(agent_id(1)),
         lambda: record.agents.history(agent_id(1), limit=1),

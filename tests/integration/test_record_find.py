@@ -16,7 +16,7 @@ from app.models.transition import TransitionKind
 from app.record import Record
 from app.telemetry import MALFORMED_AGENTS
 from tests.indexing import agent_id, heartbeat
-from tests.logs import START_MS, beat, change, moment, silence
+from tests.logs import START_MS, beat, change, moment, silence, stream_id
 from tests.servers import free_port
 
 
@@ -160,7 +160,7 @@ async def test_the_total_is_left_out_where_the_index_would_leave_it_out(record: 
 async def test_an_empty_record_answers_nothing(record: Record) -> None:
     page = await record.capacity.find(CapacityQuery(), seen_since_ms=0)
     assert (page.agents, page.total, page.as_of) == ([], 0, None)
-    assert await record.capacity.newest_heartbeat_ms() is None
+    assert await record.capacity.newest_heartbeat() is None
     assert await record.capacity.get(agent_id(1), seen_since_ms=0) is None
 
 
@@ -263,7 +263,7 @@ async def test_a_lent_session_or_connection_is_used_and_left_open(record: Record
         for lent in (session, connection):
             page = await record.capacity.find(CapacityQuery(), seen_since_ms=START_MS, session=lent)
             one = await record.capacity.get(agent_id(1), seen_since_ms=START_MS, session=lent)
-            assert await record.capacity.newest_heartbeat_ms(session=lent) == START_MS + 10_000
+            assert await record.capacity.newest_heartbeat(session=lent) == stream_id(10)
             assert [found.agent_id for found in page.agents] == [agent_id(1)]
             assert one is not None
             assert one.gpu_type is GpuType.NVIDIA

@@ -253,13 +253,15 @@ async def test_a_transition_of_an_unknown_agent_is_kept_as_an_event_only(record:
 
 async def test_undecodable_entries_are_skipped_but_their_position_counts(record: Record) -> None:
     assert await record.reader.greatest_position() is None
-    assert await record.capacity.newest_heartbeat_ms() is None
+    assert await record.capacity.newest_heartbeat() is None
     await record.writer.write([beat(1, heartbeat(1)), LogEntry(stream_id(9, 3), None, "broken")])
     assert await record.reader.greatest_position() == stream_id(9, 3)
-    assert await record.capacity.newest_heartbeat_ms() == START_MS + 1000
+    assert await record.capacity.newest_heartbeat() == stream_id(1)
     await record.writer.write([beat(2, heartbeat(1))])
     assert await record.reader.greatest_position() == stream_id(9, 3)
-    assert await record.capacity.newest_heartbeat_ms() == START_MS + 2000
+    assert await record.capacity.newest_heartbeat() == stream_id(2)
+    await record.writer.write([beat(2, heartbeat(1), n=4)])
+    assert await record.capacity.newest_heartbeat() == stream_id(2, 4)
 
 
 async def test_an_empty_batch_is_harmless(record: Record) -> None:

@@ -132,7 +132,7 @@ class Waiting(WaitingService):
 @asynccontextmanager
 async def waiting_over(played: Any, *, loops: bool = True, **options: Any) -> AsyncIterator[Waiting]:
     record = AsyncMock()
-    record.newest_heartbeat_ms.side_effect = RecordUnavailableError()
+    record.newest_heartbeat.side_effect = RecordUnavailableError()
     hub = FeedHub(played, block_s=0.2)
     orchestrator = OrchestratorService(played, record, clock=SystemClock())
     service = Waiting(orchestrator, hub, **{"look_every_s": 60.0, **options})
