@@ -44,8 +44,10 @@ class Edge:
         try:
             await self._app(scope, receive, answer)
         except asyncio.CancelledError:
-            # The server logs a cancelled request as a fault of ours; nothing runs in this task after it.
-            if not scope["state"]["wiring"].draining.is_set():
+            # The server logs a cancelled request as a fault of ours; nothing runs in this task after it. A gateway
+            # drains nothing.
+            wiring = scope.get("state", {}).get("wiring")
+            if wiring is None or not wiring.draining.is_set():
                 raise
             log.warning("Cut off a request: the time to drain is over")
             if not answered:

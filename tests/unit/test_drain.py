@@ -12,7 +12,9 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import uvicorn
+from starlette.types import Message, Receive, Scope, Send
 
+from app.api.edge import Edge
 from app.listener import listen
 from app.main import create_app
 from app.models.heartbeat import Heartbeat
@@ -112,3 +114,23 @@ async def test_what_the_store_takes_meanwhile_is_acknowledged(ports: Ports) -> N
         released.set()
         answer = await api.answer.read()
     assert answer.startswith(b"HTTP/1.1 202 ")
+
+
+@pytest.mark.parametrize("state", [{"state": {}}, {}])
+async def test_a_gateway_cuts_off_without_a_word(state: dict[str, dict[str, object]]) -> None:
+    """It has no lifespan, and so no time to drain that could be over."""
+
+    async def never(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is read")
+
+    async def send(_message: Message) -> None:
+        raise AssertionError("nothing is answered")
+
+    serving = asyncio.create_task(Edge(never)({"type": "http", "path": "/", **state}, receive, send))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
