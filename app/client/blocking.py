@@ -30,11 +30,13 @@ class CapacityClient:
         >>> best[0].gpu_vram_available_gb, best[0].cpu_cores_available, best[0].pool_name
         (80.0, 64, 'training')
 
-    Threads may share a client: each call in progress has a connection of its own, so there are as many as calls
-    were ever in progress at once, and none waits for another. After a fork the child makes its own connections.
+    Threads may share a client: each call in progress has a connection of its own. Over `redis://` there are as
+    many as calls were ever in progress at once, and none waits for another; over `http://` there are at most 100.
+    After a fork the child makes its own connections.
     Lookups change nothing, so a call whose kept connection turns out to be closed is repeated on a new one;
-    nothing else is ever repeated. A call that times out takes the idle connections with it: where a firewall has
-    forgotten them, the next call need not wait for another one.
+    nothing else is ever repeated. Over `redis://` a call that times out takes the idle connections with it: where
+    a firewall has forgotten them, the next call need not wait for another one. Over `http://` it does not; idle
+    connections are closed after 5 s there.
 
     Args:
         url: `redis://`, `rediss://` or `unix://` for the index (redis-py's URLs: user, password, database),

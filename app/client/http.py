@@ -29,8 +29,9 @@ _EVENTS: Final = "/api/v1/events"
 _LINK_NEXT: Final = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
 _CODE: Final = re.compile(r"[a-z_]{1,64}")
 
-_KEPT: Final = httpx.Limits(keepalive_expiry=5.0)
-"""Idle connections are dropped soon: one that a firewall has forgotten would cost a call its timeout."""
+_KEPT: Final = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
+"""Idle connections are dropped soon: one that a firewall has forgotten would cost a call its timeout.
+A bound that is left out is none at all."""
 
 ERRORS: Final[Mapping[str, type[HeadroomError]]] = {
     error.code: error

@@ -17,7 +17,7 @@ from app.client import (
     UnavailableError,
     UnexpectedAnswerError,
 )
-from app.client.http import ERRORS, HttpTransport
+from app.client.http import _KEPT, ERRORS, HttpTransport
 from app.errors import RecordUnavailableError
 from tests.indexing import agent_id
 
@@ -170,3 +170,9 @@ def test_a_slow_server_is_away_at_once() -> None:
     with pytest.raises(UnavailableError, match="in time"):
         answered_by(hang).ping()
     assert len(attempts) == 1
+
+
+def test_connections_are_bounded() -> None:
+    """What is left out of httpx's limits is unbounded, not the default."""
+    bounds = (_KEPT.max_connections, _KEPT.max_keepalive_connections, _KEPT.keepalive_expiry)
+    assert bounds == (100, 20, 5.0)
