@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from app.errors import IndexUnavailableError
 from app.telemetry import REBUILD_SECONDS, REBUILDS, logger
 
 if TYPE_CHECKING:
@@ -14,8 +17,12 @@ if TYPE_CHECKING:
     from app.service.ports import RecordReader
 
 _LEASE_S: Final = 10.0
+_RENEW_EVERY_S: Final = 3.0
 _PAGE: Final = 5_000
 _PAGES_UNDER_WAY: Final = 2
+
+_CALLS_AT_ONCE: Final = 4
+"""At least. Lookups come from the record meanwhile: none waits for these."""
 
 _log = logger(__name__)
 
@@ -44,12 +51,21 @@ class Rebuild:
             await self.rebuild()
 
     async def rebuild(self) -> bool:
-        """Returns whether an epoch could be opened; False when Redis was flushed again meanwhile."""
+        """Returns whether an epoch could be opened; False when Redis was flushed again meanwhile, or when another
+        worker has begun as well.
+        """
+        async with self._lease_kept() as renewing:
+            return await self._rebuild(renewing)
+
+    async def _rebuild(self, renewing: asyncio.Task[None]) -> bool:
         _log.info("Rebuilding the index from the record")
         started = time.monotonic()
         marker = secrets.token_hex(8)
         await self._upkeep.begin_rebuild(marker, await self._record.greatest_position())
-        restored = await self._restore_all()
+        restored = await self._restore_all(renewing)
+        if renewing.done():
+            _log.warning("Another worker rebuilds the index; leaving it to that one")
+            return False
         opened = await self._upkeep.open_epoch(marker)
         took_s = time.monotonic() - started
         if opened:
@@ -60,7 +76,7 @@ class Rebuild:
             _log.warning("Redis lost its data during the rebuild; beginning again")
         return opened
 
-    async def _restore_all(self) -> int:
+    async def _restore_all(self, renewing: asyncio.Task[None]) -> int:
         """One page is read and prepared while Redis still works on those before: neither waits for the other."""
         restored = 0
         under_way: set[asyncio.Task[int]] = set()
@@ -69,12 +85,35 @@ class Rebuild:
                 if len(under_way) == _PAGES_UNDER_WAY:
                     done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                     restored += sum(task.result() for task in done)
-                under_way.add(asyncio.create_task(self._upkeep.restore(page)))
-                await self._lease()
+                if renewing.done():
+                    break
+                under_way.add(asyncio.create_task(self._upkeep.restore(page, least=_CALLS_AT_ONCE)))
             return restored + sum(await asyncio.gather(*under_way))
         finally:
             for task in under_way:
                 task.cancel()
+
+    @asynccontextmanager
+    async def _lease_kept(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Renews the lease, however long a page takes, until this ends; the task is done when it was lost."""
+        renewing = asyncio.create_task(self._renew())
+        try:
+            yield renewing
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+            if not renewing.cancelled():
+                renewing.result()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            try:
+                if not await self._lease():
+                    return
+            except IndexUnavailableError as error:
+                # The rebuild meets the same, and ends with it if it lasts.
+                _log.debug("Could not renew the lease", reason=str(error))
 
     async def _lease(self) -> bool:
         return await self._upkeep.lease(self.name, self._holder, ttl_s=_LEASE_S)

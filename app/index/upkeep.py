@@ -76,6 +76,20 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
         return self.dropped + self.kept == SWEEP_SLICE
 
 
+class _Pace:
+    """How many script calls are sent together."""
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+        self.at_once = least
+
+    def adapt(self, took_s: float) -> None:
+        if took_s > _LONG_S:
+            self.at_once = max(self._least, self.at_once // 2)
+        elif took_s < _SHORT_S:
+            self.at_once = max(self._least, min(_MOST_AT_ONCE, self.at_once * 2))
+
+
 class Upkeep:
     """The workers' side of the index of one shard. Every call may raise IndexUnavailableError."""
 
@@ -95,7 +109,7 @@ class Upkeep:
         self._clock = clock
         self._offline_after_ms = round(offline_after_s * 1000)
         self._forget_after_ms = round(forget_after_d * 86_400_000)
-        self._at_once = 1
+        self._applying = _Pace()
 
     async def apply(self, heartbeats: Sequence[tuple[StreamId, Heartbeat]]) -> list[Outcome]:
         """Applies heartbeats in the order given. Repeating it changes nothing.
@@ -108,7 +122,7 @@ class Upkeep:
             for part in _slices(heartbeats, APPLY_SLICE)
         )
         try:
-            replies = await self._run_few_at_a_time(calls)
+            replies = await self._run_few_at_a_time(calls, self._applying)
         except ResponseError as error:
             raise UndecodableEntryError("The index cannot take it") from error
         return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
@@ -227,15 +241,21 @@ class Upkeep:
                 # An old server, or a user who may not: people with redis-cli still have the sorted sets.
                 _log.warning("This server takes no function library", reason=str(error))
 
-    async def restore(self, states: Sequence[RecordedState]) -> int:
-        """Puts recorded agents back where the index knows nothing newer; returns how many."""
+    async def restore(self, states: Sequence[RecordedState], *, least: int = 1) -> int:
+        """Puts recorded agents back where the index knows nothing newer; returns how many.
+
+        Args:
+            states: in any order.
+            least: script calls that travel together, however long they take. On a slow network the way is most of
+                it; more than one is for a time when no lookup waits for Redis.
+        """
         # Neighbours in the sets follow each other: the server finds their places faster, and adds up more at once.
         ordered = sorted(states, key=_place)
         calls = (
             self._call("restore", self._offline_after_ms, *(a for one in part for a in restore_arguments(one)))
             for part in _slices(ordered, APPLY_SLICE)
         )
-        return sum(await self._run_few_at_a_time(calls))
+        return sum(await self._run_few_at_a_time(calls, _Pace(least)))
 
     async def open_epoch(self, marker: str) -> bool:
         """Ends a rebuild; False when Redis was flushed, restarted or replaced meanwhile: it must begin again."""
@@ -251,14 +271,14 @@ class Upkeep:
         self._epochs.reconnected()
         return await self._epochs.run_id()
 
-    async def _run_few_at_a_time(self, calls: Iterator[Call]) -> list[Any]:
+    async def _run_few_at_a_time(self, calls: Iterator[Call], pace: _Pace) -> list[Any]:
         """Never more at once than take a moment: Redis runs what it has read of a pipeline, then sees lookups.
 
         Raises:
             ResponseError: the script of a call failed; those that follow were not sent.
         """
         replies: list[Any] = []
-        together = list(islice(calls, self._at_once))
+        together = list(islice(calls, pace.at_once))
         with unavailable():
             while together:
                 started = time.perf_counter()
@@ -266,15 +286,11 @@ class Upkeep:
                 try:
                     # Sent by this, so that the next are prepared while Redis works.
                     await asyncio.sleep(0)
-                    following = list(islice(calls, self._at_once))
+                    following = list(islice(calls, pace.at_once))
                     replies += await under_way
                 finally:
                     under_way.cancel()
-                took_s = time.perf_counter() - started
-                if took_s > _LONG_S:
-                    self._at_once = max(1, self._at_once // 2)
-                elif took_s < _SHORT_S:
-                    self._at_once = min(_MOST_AT_ONCE, self._at_once * 2)
+                pace.adapt(time.perf_counter() - started)
                 together = following
         return replies
 

@@ -1,0 +1,70 @@
+"""A rebuild and its lease."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from app.errors import IndexUnavailableError
+from app.models.agent import RecordedState
+from workers import rebuild
+from workers.rebuild import Rebuild
+
+
+class Leased:
+    """An upkeep whose restore of the first page lasts until the lease was asked for `lasts` times."""
+
+    def __init__(self, answers: Sequence[bool | Exception], *, lasts: int) -> None:
+        self._answers = iter(answers)
+        self._lasts = lasts
+        self._asked = 0
+        self._enough = asyncio.Event()
+        self.upkeep = AsyncMock()
+        self.upkeep.lease.side_effect = self._lease
+        self.upkeep.restore.side_effect = self._restore
+        self.upkeep.open_epoch.return_value = True
+        self.record = Mock()
+        self.record.greatest_position = AsyncMock(return_value=None)
+        self.record.states.side_effect = self._states
+        self.rebuild = Rebuild(self.upkeep, self.record, "me")
+
+    async def _lease(self, _duty: str, _holder: str, *, ttl_s: float) -> bool:
+        assert ttl_s > rebuild._RENEW_EVERY_S
+        self._asked += 1
+        if self._asked == self._lasts:
+            self._enough.set()
+        answer = next(self._answers, True)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _restore(self, _states: Sequence[RecordedState], *, least: int) -> int:
+        assert least >= 4
+        await self._enough.wait()
+        return 1
+
+    async def _states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
+        for _ in range(page_size // 1_000):
+            yield []
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "_RENEW_EVERY_S", 0.001)
+
+
+@pytest.mark.parametrize("answers", [[True], [True, IndexUnavailableError(), True]])
+async def test_the_lease_is_renewed_while_a_page_lasts(answers: Sequence[bool | Exception]) -> None:
+    leased = Leased(answers, lasts=4)
+    async with asyncio.timeout(10):
+        assert await leased.rebuild.rebuild()
+
+
+async def test_who_lost_the_lease_leaves_the_epoch_to_the_other() -> None:
+    leased = Leased([True, False], lasts=2)
+    async with asyncio.timeout(10):
+        assert not await leased.rebuild.rebuild()
+    leased.upkeep.open_epoch.assert_not_awaited()
