@@ -73,9 +73,13 @@ class StormResult(msgspec.Struct, frozen=True):
         return not wrong and (may_lose or not self.lost)
 
     @property
+    def counted_unanswered(self) -> str:
+        return "not counted" if self.unanswered is None else str(self.unanswered)
+
+    @property
     def verdict(self) -> str:
         kills = sum(self.killed.values())
-        lookups = f"{self.unanswered or 0} of {self.lookups:,} lookups without an answer"
+        lookups = f"{self.lookups:,} lookups, without an answer: {self.counted_unanswered}"
         return f"{self.acknowledged:,} acknowledged heartbeats, {kills} kills, {self.lost} lost; {lookups}"
 
 
@@ -93,7 +97,7 @@ def storm_table(result: StormResult) -> Table:
         "quiet afterwards": f"{result.quiet_s:.1f} s",
         "differences": str(len(result.differences)),
         "lookups": f"{result.lookups:,}, p99 {result.p99_ms:.0f} ms, slowest {result.slowest_ms:.0f} ms",
-        "lookups without an answer": str(result.unanswered or 0),
+        "lookups without an answer": result.counted_unanswered,
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -18,7 +18,7 @@ from tests.faults.recovery import Answered, FlushResult, OutageResult, RecoveryR
 from tests.faults.rows import KEPT_FOR_CLAIMS, ROWS, row_of
 from tests.faults.running import RowResult, RowsResult, rows_table
 from tests.faults.simulation import History, Simulated
-from tests.faults.storm import StormResult
+from tests.faults.storm import StormResult, storm_table
 from tests.faults.telling import Ended
 from tests.servers import free_port
 
@@ -149,3 +149,10 @@ def test_the_page_takes_every_figure(tmp_path: Path) -> None:
         assert shown in page
     assert "not yet" not in page
     assert "Not measured yet" not in page
+
+
+@pytest.mark.parametrize(("unanswered", "told"), [(None, "not counted"), (0, "0"), (3, "3")])
+def test_what_was_not_counted_is_not_told_as_none(unanswered: int | None, told: str) -> None:
+    result = StormResult("", 9.0, 1, {"api": 3}, 7, 0, 0, {}, [], 0.1, 5, 1.0, 1.0, unanswered)
+    assert result.verdict.endswith(f"5 lookups, without an answer: {told}")
+    assert told in list(storm_table(result).columns[1].cells)
