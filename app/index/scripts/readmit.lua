@@ -33,10 +33,12 @@ for i = 1, #found, 2 do
 end
 local done = #found / 2
 if done < slice and shift < 0 then
+    -- Set back once more, unnoticed: then the jump itself lies in the future, and they would be found again for ever.
+    local dated = string.format('%.0f', math.min(now, tonumber(jump[2])))
     local ahead = redis.call('ZRANGE', seen_key, string.format('(%.0f', now), '+inf', 'BYSCORE', 'LIMIT', 0, slice - done)
     for _, agent_id in ipairs(ahead) do
-        redis.call('ZADD', seen_key, jump[2], agent_id)
-        if read_state(agent_id) then redis.call('HSET', agent_key(agent_id), 'seen', jump[2]) end
+        redis.call('ZADD', seen_key, dated, agent_id)
+        if read_state(agent_id) then redis.call('HSET', agent_key(agent_id), 'seen', dated) end
     end
     done = done + #ahead
 end
