@@ -7,13 +7,14 @@ from app.models.capacity import AgentStatus, CapacityQuery
 from app.models.identity import AgentId
 from app.models.transition import Reason, Transition, TransitionKind
 from tests.indexing import agent_id, apply_everything, heartbeat
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 
 OFFLINE_AFTER_S = 90.0
 
 
 def reaper(index: Index) -> Reaper:
-    return Reaper(index.upkeep, "test", every_s=0)
+    return Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep))
 
 
 async def report(index: Index, *numbers: int) -> None:

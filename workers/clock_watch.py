@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from app.index.lookup import SWEEP_SLICE
@@ -18,7 +19,8 @@ class ClockWatch:
     """One round: has the distance between both clocks changed since the round before?
 
     Runs in every API, ingest and reaper process: the sooner a jump is known, the fewer lookups judge by a wrong
-    time. Whom they took out meanwhile any process puts back: the first to notice may die over it.
+    time. Whom they took out meanwhile any process puts back: the first to notice may die over it. A process has
+    one watch, for its loop and for its reaper: a second one could note the same jump much later, as another.
     """
 
     name = "clock-watch"
@@ -27,11 +29,17 @@ class ClockWatch:
     def __init__(self, upkeep: Upkeep) -> None:
         self._upkeep = upkeep
         self._distance_ms: int | None = None
+        self._looking = asyncio.Lock()
 
     async def run_once(self) -> None:
         await self.look()
 
     async def look(self) -> None:
+        """Several may at once: each compares with what the one before has seen and noted."""
+        async with self._looking:
+            await self._compare()
+
+    async def _compare(self) -> None:
         asked_ms = self._upkeep.steady_ms()
         distance_ms = await self._upkeep.now_ms() - asked_ms
         if self._upkeep.steady_ms() - asked_ms > JUMP_TOLERANCE_MS:

@@ -55,9 +55,10 @@ def _serve_metrics(settings: Settings) -> None:
 def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -> Sequence[Loop]:
     holder = consumer_name()
     rebuild = Rebuild(index.upkeep, record.reader, holder)
+    watch = ClockWatch(index.upkeep)
     makers: dict[WorkerName, Callable[[], Sequence[Loop]]] = {
         # Whichever of the two is alive heals an index that was lost; a lease keeps them apart.
-        "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild, ClockWatch(index.upkeep)],
+        "ingest": lambda: [Ingest(index.index_reader(), index.upkeep), rebuild, watch],
         "recorder": lambda: [
             Recorder(index.record_reader(), record.writer),
             Reconcile(index.states, record.writer),
@@ -65,10 +66,10 @@ def _loops(name: WorkerName, settings: Settings, index: Index, record: Record) -
             Sampler(index.insight, index.upkeep, record.totals, every_s=settings.history_every_s),
         ],
         "reaper": lambda: [
-            Reaper(index.upkeep, holder, every_s=settings.sweep_interval_s),
+            Reaper(index.upkeep, holder, every_s=settings.sweep_interval_s, watch=watch),
             Housekeeping(index.upkeep, index.stream, holder),
             rebuild,
-            ClockWatch(index.upkeep),
+            watch,
         ],
     }
     return makers[name]()

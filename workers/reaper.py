@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from app.index.lookup import SWEEP_SLICE
 from app.telemetry import MASS_SILENCE, SWEPT, logger
-from workers.clock_watch import ClockWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from app.index.stream import StreamUpkeep
     from app.index.upkeep import Upkeep
+    from workers.clock_watch import ClockWatch
 
 _LEASE_S: Final = 5.0
 _HOUSEKEEPING_EVERY_S: Final = 10.0
@@ -25,14 +25,17 @@ class Reaper:
 
     Declaring waits while there is a grace: after Redis or all receivers were away, or the clock was set, agents
     must first have had the time to report.
+
+    Args:
+        watch: the one that also looks all the time in this process.
     """
 
     name = "reaper"
 
-    def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float) -> None:
+    def __init__(self, upkeep: Upkeep, holder: str, *, every_s: float, watch: ClockWatch) -> None:
         self._upkeep = upkeep
         self._holder = holder
-        self._watch = ClockWatch(upkeep)
+        self._watch = watch
         self.pause_s = every_s
 
     async def run_once(self) -> None:
@@ -41,8 +44,6 @@ class Reaper:
         else:
             # Whoever has the lease says so.
             MASS_SILENCE.set(0)
-            # Compared with a look from long ago, a clock that drifts would seem to have been set.
-            await self._watch.look()
 
     async def sweep(self) -> int:
         """Does all that is due now, slice by slice; returns how many agents were declared offline.

@@ -70,8 +70,8 @@ class World:
         self._flushed = False
         self._writer: Any = self._sometimes_away(record.writer)
         self.rebuild = Rebuild(index.upkeep, self._sometimes_away(record.reader), "world")
-        self.reaper = Reaper(index.upkeep, "world", every_s=0)
         self.watch = ClockWatch(index.upkeep)
+        self.reaper = Reaper(index.upkeep, "world", every_s=0, watch=self.watch)
         self.ingests = [self._new_ingest() for _ in range(2)]
         self.recorders = [self._new_recorder() for _ in range(2)]
         self.service = OrchestratorService(
@@ -79,6 +79,7 @@ class World:
             self._sometimes_away(record.capacity),
             clock=clock,
             offline_after_s=settings.offline_after_s,
+            steady_s=lambda: self.steady_s,
         )
 
     @property
@@ -228,9 +229,9 @@ class World:
         """Lets time pass in which neither reaper nor receivers run. Whoever serves lookups watches the clock."""
         at_first_s = min(self.watch.pause_s, seconds)
         self.advance(at_first_s)
-        await self._look()
+        await self.watch.look()
         self.advance(seconds - at_first_s)
-        await self._look()
+        await self.watch.look()
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass in which reaper, clock watch and receivers run."""
@@ -239,17 +240,17 @@ class World:
             self.advance(min(left, _STEP_S))
             left -= _STEP_S
             with suppress(IndexUnavailableError):
-                await self._look()
+                await self.watch.look()
                 await self.receive()
                 await self.reap()
 
     async def jump(self, seconds: float, *, noticed: bool = True) -> None:
         """Sets the server's clock, and lets the workers notice now or later."""
-        await self._look()
+        await self.watch.look()
         await self.receive()
         self.clock.jump(seconds)
         if noticed:
-            await self._look()
+            await self.watch.look()
         self.witness.see_jump(seconds)
 
     async def flush(self) -> None:
@@ -286,7 +287,7 @@ class World:
         self.record_away = False
         self.receiving = True
         self.taking_over = True
-        await self._look()
+        await self.watch.look()
         for _ in range(200):
             await self.rebuild_if_due()
             for which in range(2):
@@ -340,10 +341,6 @@ class World:
     def _sometimes_away(self, port: Any) -> Any:
         return SometimesAway(port, away=lambda: self.record_away)
 
-    async def _look(self) -> None:
-        await self.watch.look()
-        await self.reaper._watch.look()
-
     def _ready(self, reader: Any) -> None:
         reader._next_takeover = 0.0 if self.taking_over else math.inf
 
@@ -390,7 +387,7 @@ async def opened_world(settings: Settings) -> AsyncIterator[World]:
     record = open_record(settings)
     try:
         world = World(index, record, settings, clock)
-        await world._look()
+        await world.watch.look()
         await world.rebuild_if_due()
         world.advance(OFFLINE_AFTER_S)
         await world.receive()

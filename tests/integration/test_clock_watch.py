@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from unittest.mock import AsyncMock
 
@@ -12,10 +13,12 @@ from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.models.capacity import AgentStatus
 from app.models.transition import TransitionKind
+from app.record import open_record
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.silence import OFFLINE_AFTER_S, found, reaper, report, status, transitions
 from workers.clock_watch import ClockWatch
+from workers.process import _loops
 
 
 @pytest.fixture
@@ -209,6 +212,52 @@ async def test_who_was_taken_out_is_put_back_though_the_one_that_noted_the_jump_
     assert sorted(await found(index)) == [agent_id(n) for n in range(2, 30)]
     await assert_index_consistent(index)
     assert await index.upkeep.readmit() == 0
+
+
+async def test_agents_left_in_the_future_of_a_clock_set_back_once_more_are_dated_once(
+    index: Index, clock: ManualClock
+) -> None:
+    """Whoever noted the first jump died over it, and nobody watched the second."""
+    await report(index, *range(1, 30))
+    clock.jump(-3600)
+    assert await index.upkeep.note_jump(-3_600_000)
+    clock.jump(-600)
+    async with asyncio.timeout(30):
+        await ClockWatch(index.upkeep).look()
+    client = index.capacity._client
+    assert await client.zcount(index.keys.seen, f"({clock.now_ms()}", "+inf") == 0
+    assert int(await client.hget(index.keys.agent(agent_id(1)), "seen") or 0) == clock.now_ms()
+    assert await index.upkeep.readmit() == 0
+
+
+async def test_two_looks_of_one_watch_note_a_jump_once(
+    index: Index, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reaper and the loop of its process share a watch."""
+    watch = ClockWatch(index.upkeep)
+    await watch.look()
+    clock.jump(60)
+    note = AsyncMock(wraps=index.upkeep.note_jump)
+    monkeypatch.setattr(index.upkeep, "note_jump", note)
+    await asyncio.gather(watch.look(), watch.look())
+    note.assert_awaited_once_with(60_000)
+
+
+async def test_a_reaper_late_in_its_round_notes_no_jump_again_that_its_process_has_noted(
+    redis_url: str, index: Index, clock: ManualClock
+) -> None:
+    settings = index_settings(redis_url, database_url="sqlite+aiosqlite://")
+    record = open_record(settings)
+    loops = {loop.name: loop for loop in _loops("reaper", settings, index, record)}
+    watch, reaper = loops["clock-watch"], loops["reaper"]
+    await watch.run_once()
+    await reaper.run_once()
+    clock.jump(60)
+    await watch.run_once()
+    clock.advance(10)
+    await reaper.run_once()
+    assert await index.capacity._client.hget(index.keys.clock, "shift_ms") == b"60000"
+    await record.close()
 
 
 async def test_who_was_silent_before_a_jump_stays_out(index: Index, clock: ManualClock) -> None:

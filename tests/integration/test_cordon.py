@@ -109,10 +109,10 @@ async def test_a_cordon_ends_by_itself(settings: Settings) -> None:
         await stack.report(heartbeat(1))
         await cordon(stack, one(1), expires_in_s=60)
         clock.advance(59)
-        await Reaper(index.upkeep, "test", every_s=1).sweep()
+        await Reaper(index.upkeep, "test", every_s=1, watch=ClockWatch(index.upkeep)).sweep()
         assert await stack.search() == []
         clock.advance(2)
-        await Reaper(index.upkeep, "test", every_s=1).sweep()
+        await Reaper(index.upkeep, "test", every_s=1, watch=ClockWatch(index.upkeep)).sweep()
         assert await stack.search() == [1]
         await record.close()
 
@@ -123,7 +123,8 @@ async def test_a_cordon_outlasts_a_clock_that_is_set_forwards_and_back(settings:
     async with opened_index(settings, clock=clock) as index:
         record = open_record(settings)
         stack = Stack(index, record, settings, clock)
-        reaper, watch = Reaper(index.upkeep, "test", every_s=1), ClockWatch(index.upkeep)
+        watch = ClockWatch(index.upkeep)
+        reaper = Reaper(index.upkeep, "test", every_s=1, watch=watch)
 
         async def passes(seconds: float) -> list[int]:
             clock.advance(seconds)
@@ -154,7 +155,8 @@ async def test_a_clock_that_stays_set_forwards_ends_cordons_after_an_hour(settin
     async with opened_index(settings, clock=clock) as index:
         record = open_record(settings)
         stack = Stack(index, record, settings, clock)
-        reaper, watch = Reaper(index.upkeep, "test", every_s=1), ClockWatch(index.upkeep)
+        watch = ClockWatch(index.upkeep)
+        reaper = Reaper(index.upkeep, "test", every_s=1, watch=watch)
         await stack.report(heartbeat(1), heartbeat(2))
         await cordon(stack, one(1), expires_in_s=3600)
         await cordon(stack, one(2), expires_in_s=36_000)

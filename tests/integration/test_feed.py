@@ -17,6 +17,7 @@ from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import StreamId
 from app.telemetry import FEED_UNREADABLE
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 
 CORDON = Cordon(reason="disk swap", actor="ops", since=from_ms(1_800_000_000_000))
@@ -61,7 +62,7 @@ async def test_it_tells_what_can_be_seen_and_nothing_else(index: Index, clock: M
     await index.cordons.uncordon(agent_id(1))
     await apply_everything(index)
     clock.advance(91)
-    await Reaper(index.upkeep, "test", every_s=0).sweep()
+    await Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep)).sweep()
     await index.capacity.forget(agent_id(1))
     online, busy, offline = AgentStatus.ONLINE, AgentStatus.BUSY, AgentStatus.OFFLINE
     assert await kinds(index, 1) == [
@@ -197,7 +198,7 @@ async def test_a_cordon_survives_heartbeats_and_ends_by_itself(index: Index, clo
     assert await index.cordons.cordon(agent_id(1), Cordon(reason="r", actor="a", since=until, expires_at=until))
     await index.log.append([heartbeat(1, vram=20.0)])
     await apply_everything(index)
-    reaper = Reaper(index.upkeep, "test", every_s=0)
+    reaper = Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep))
     await reaper.sweep()
     assert (await kinds(index, 1))[-1] == (ChangeKind.CAPACITY, False, AgentStatus.ONLINE)
     clock.advance(61)

@@ -19,6 +19,7 @@ from tests.indexing import agent_id, heartbeat, index_settings, opened_index
 from tests.logs import START_MS, moment
 from tests.serving import http_client
 from tests.stack import Stack
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.sampler import Sampler
 
@@ -65,7 +66,7 @@ async def test_a_silent_agent_reads_offline(stack: Stack) -> None:
     stack.clock.advance(80)
     await stack.report(heartbeat(2, vram=9.0))
     stack.clock.advance(20)
-    await Reaper(stack.index.upkeep, "test", every_s=1).sweep()
+    await Reaper(stack.index.upkeep, "test", every_s=1, watch=ClockWatch(stack.index.upkeep)).sweep()
     agents, _, _ = await pages(stack, limit=100)
     assert {agent["agent_id"]: agent["status"] for agent in agents} == {
         agent_id(1): "offline",

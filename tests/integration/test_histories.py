@@ -27,6 +27,7 @@ from tests.indexing import agent_id, apply_everything, heartbeat, index_settings
 from tests.logs import START_MS
 from tests.servers import ValkeyServer
 from tests.stack import Stack
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.rebuild import Rebuild
 from workers.recorder import Recorder
@@ -162,7 +163,7 @@ class History:
         self.clock.advance(seconds)
 
     async def _reap(self) -> None:
-        await Reaper(self.stack.index.upkeep, "test", every_s=0).sweep()
+        await Reaper(self.stack.index.upkeep, "test", every_s=0, watch=ClockWatch(self.stack.index.upkeep)).sweep()
 
     async def _forget(self, number: int) -> None:
         position = await self.stack.index.capacity.forget(agent_id(number))

@@ -18,6 +18,7 @@ from app.models.identity import AgentId
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, heartbeat, index_settings, opened_index, unapplied
 from tests.servers import ValkeyServer
+from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Reaper
 
@@ -119,7 +120,7 @@ def test_searches_equal_the_oracle(
         oracle = Oracle()
         async with opened_index(index_settings(valkey_server.url), clock=clock) as index:
             ingests = [Ingest(index.index_reader(), index.upkeep) for _ in range(3)]
-            reaper = Reaper(index.upkeep, "test", every_s=0)
+            reaper = Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep))
             for action in history:
                 if isinstance(action, float):
                     clock.advance(action)

@@ -18,6 +18,7 @@ from app.models.insight import PoolTotals
 from app.record import migrate, open_record
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from workers.audit import Audit
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.recorder import Recorder
 
@@ -103,7 +104,7 @@ async def test_a_key_that_is_no_hash_any_more_stops_no_search_and_no_sweep(redis
         await index.log.append([heartbeat(1, vram=1.0)])
         await apply_everything(index)
         await index.upkeep.receive("api", gap_s=1e9)
-        assert await Reaper(index.upkeep, "test", every_s=0).sweep() == 3
+        assert await Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep)).sweep() == 3
         audit = Audit(index, record, pause_s=0, settle_s=0)
         assert "its key is no hash" in {one.what async for one in audit.run(repair=True)}
         # From the record.

@@ -11,6 +11,7 @@ from app.models.identity import AgentId
 from app.service.intake import HeartbeatIntake
 from app.service.receiving import ReceiverBeat
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 
 
@@ -61,7 +62,7 @@ async def test_whoever_refuses_does_not_count_as_taking_heartbeats_in(redis_url:
     async with opened_index(index_settings(redis_url), clock=clock) as index:
         gate = intake(index, max_backlog=1)
         beat = ReceiverBeat(index.upkeep, "api", refused=gate.take_refused)
-        reaper = Reaper(index.upkeep, "test", every_s=0)
+        reaper = Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep))
         await gate.accept([heartbeat(1)])
         await beat.run_once()
         for _ in range(30):

@@ -19,6 +19,7 @@ from app.models.order import Boot
 from app.record import Record, migrate, open_record
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.servers import wait_until_async
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.recorder import Reconcile, Recorder
 
@@ -72,7 +73,7 @@ async def test_what_was_lost_on_the_way_to_the_record_is_taken_from_the_index(
     await index.log.append([heartbeat(n, vram=20.0 + n, seq=3) for n in range(3)])
     await apply_everything(index)
     clock.advance(11)
-    await Reaper(index.upkeep, "test", every_s=0).sweep()
+    await Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep)).sweep()
     await client.xtrim(index.keys.heartbeats, maxlen=0, approximate=False)
     await index.log.append([heartbeat(0, vram=30.0, seq=4)])
     await apply_everything(index)
@@ -175,7 +176,7 @@ async def test_a_change_in_a_gap_is_dated_when_it_happened(
 ) -> None:
     """Agent 1 falls silent in the gap, 2 says goodbye in it, 3 fell silent before it, 4 goes and comes back."""
     recorder = Recorder(index.record_reader(), record.writer)
-    reaper = Reaper(index.upkeep, "test", every_s=0)
+    reaper = Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep))
     await index.upkeep.receive("api", gap_s=15)
     await index.log.append([heartbeat(n, seq=1) for n in (1, 2, 3, 4)])
     await apply_everything(index)
