@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.index.audit import Totals, TotalsCount
@@ -120,16 +120,27 @@ class Audit:
             await asyncio.sleep(self._pause_s)
 
     async def _lasting(self, suspects: dict[AgentId, _Difference], *, repair: bool) -> AsyncIterator[Finding]:
+        lasting = await self._still(suspects)
+        left: dict[AgentId, _Difference] = {}
+        if repair:
+            for part in _parts(lasting):
+                await self._agree(part)
+                left |= await self._differences(part)
+            # One that has reported since differs too, until that is recorded.
+            left = await self._still(left)
+        for agent_id, difference in lasting.items():
+            repaired = repair and agent_id not in left
+            yield Finding(where="record", subject=agent_id, what=difference.what, repaired=repaired)
+
+    async def _still(self, suspects: dict[AgentId, _Difference]) -> dict[AgentId, _Difference]:
+        """Those that are as they were, after the workers had the time to catch up; in the order of their ids."""
         if suspects:
             await asyncio.sleep(self._settle_s)
-        ordered = sorted(suspects)
-        for at in range(0, len(ordered), _PAGE):
-            second = await self._differences(ordered[at : at + _PAGE])
-            lasting = [agent_id for agent_id in sorted(second) if suspects[agent_id] == second[agent_id]]
-            if repair:
-                await self._agree(lasting)
-            for agent_id in lasting:
-                yield Finding(where="record", subject=agent_id, what=second[agent_id].what, repaired=repair)
+        still: dict[AgentId, _Difference] = {}
+        for part in _parts(suspects):
+            now = await self._differences(part)
+            still |= {agent_id: now[agent_id] for agent_id in part if now.get(agent_id) == suspects[agent_id]}
+        return still
 
     async def _differences(self, agent_ids: Sequence[AgentId]) -> dict[AgentId, _Difference]:
         indexed = {agent.heartbeat.agent_id: agent for agent in await self._index.states.some(agent_ids)}
@@ -159,6 +170,12 @@ class Audit:
             yield fresh
             self._progress("totals", len(fresh))
             await asyncio.sleep(self._pause_s)
+
+
+def _parts(agent_ids: Iterable[AgentId]) -> Iterator[list[AgentId]]:
+    ordered = sorted(agent_ids)
+    for at in range(0, len(ordered), _PAGE):
+        yield ordered[at : at + _PAGE]
 
 
 def _difference(agent: IndexedAgent | None, state: RecordedState) -> str:

@@ -77,6 +77,15 @@ def _print(findings: list[Finding], *, repair: bool) -> None:
     for finding in findings:
         table.add_row(finding.where, escape(finding.subject), escape(finding.what))
     console.print(table)
-    done = "put right" if repair else "found; `headroom audit --repair` puts it right"
-    differences = "1 difference" if len(findings) == 1 else f"{len(findings)} differences"
-    console.print(f"{differences} {done}.", highlight=False)
+    left = sum(not finding.repaired for finding in findings)
+    if not repair:
+        done = f"{_differences(left)} found; `headroom audit --repair` puts it right"
+    elif left:
+        done = f"{_differences(len(findings) - left)} put right; {_differences(left)} could not be"
+    else:
+        done = f"{_differences(len(findings))} put right"
+    console.print(f"{done}.", highlight=False)
+
+
+def _differences(number: int) -> str:
+    return "1 difference" if number == 1 else f"{number} differences"

@@ -33,6 +33,9 @@ _Hash = dict[bytes, bytes]
 _FIELDS: Final = frozenset(b"status agent_type pool_name hostname boot_id seq last_id indexed machine".split())
 """Of every agent that is no tombstone; inspect.lua names the same."""
 
+_READS: Final = 200
+"""Hashes that one pipeline reads: Redis answers no lookup before it has answered those that it has got."""
+
 
 class IndexedAgent(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as its hash has it.
@@ -73,21 +76,20 @@ class IndexStates:
         By hashes and not by the sets of the seen, silent and offline: an agent that moves from one to another
         meanwhile could be missed in both.
         """
-        async for page, as_of in self._hashes():
-            if agents := [_read(*one, as_of) for one in page if _is_whole(one[1])]:
+        async for page in self._hashes():
+            if agents := [_read(*one) for one in page if _is_whole(one[1])]:
                 yield agents
 
     async def some(self, agent_ids: Sequence[AgentId]) -> list[IndexedAgent]:
         """Those of these that have a hash."""
         with unavailable():
-            as_of = await newest_id(self._client, self._keys.heartbeats)
             page = await self._page(agent_ids)
-        return [_read(*one, as_of) for one in page if _is_whole(one[1])]
+        return [_read(*one) for one in page if _is_whole(one[1])]
 
     async def as_log(self) -> AsyncIterator[list[LogEntry]]:
         """The same as entries in place of those that made them, and of those that were forgotten of late."""
-        async for page, as_of in self._hashes():
-            yield [entry for one in page for entry in _log_of(*one, as_of)]
+        async for page in self._hashes():
+            yield [entry for one in page for entry in _log_of(*one)]
 
     async def gap(self) -> Gap | None:
         """What the record's group missed, None when nothing."""
@@ -107,28 +109,32 @@ class IndexStates:
                     pipeline.delete(self._keys.gap)
                     await pipeline.execute()
 
-    async def _hashes(self) -> AsyncIterator[tuple[list[tuple[AgentId, _Hash]], StreamId]]:
+    async def _hashes(self) -> AsyncIterator[list[tuple[AgentId, _Hash, StreamId]]]:
         cursor, start = 0, self._keys.agent("")
         while True:
             with unavailable():
                 found: Any = await self._client.scan(cursor, match=f"{start}*", count=_SCANNED)
                 cursor, keys = found
                 names = (key.decode().removeprefix(start) for key in keys)
-                # Before the hashes: what changes an agent after they were read has a greater id.
-                as_of = await newest_id(self._client, self._keys.heartbeats)
                 # Agents of a type called "agent" have sets by names that begin alike.
                 page = await self._page([AgentId(name) for name in names if is_agent_id(name)])
             if page:
-                yield page, as_of
+                yield page
             if not cursor:
                 return
 
-    async def _page(self, agent_ids: Sequence[AgentId]) -> list[tuple[AgentId, _Hash]]:
-        pipeline = self._client.pipeline(transaction=False)
-        for agent_id in agent_ids:
-            pipeline.hgetall(self._keys.agent(agent_id))
-        replies = await send_reads(pipeline)
-        return [(agent_id, raw) for agent_id, raw in zip(agent_ids, replies, strict=True) if raw]
+    async def _page(self, agent_ids: Sequence[AgentId]) -> list[tuple[AgentId, _Hash, StreamId]]:
+        page: list[tuple[AgentId, _Hash, StreamId]] = []
+        for at in range(0, len(agent_ids), _READS):
+            part = agent_ids[at : at + _READS]
+            # Before the hashes: what changes an agent after they were read has a greater id.
+            as_of = await newest_id(self._client, self._keys.heartbeats)
+            pipeline = self._client.pipeline(transaction=False)
+            for agent_id in part:
+                pipeline.hgetall(self._keys.agent(agent_id))
+            replies = await send_reads(pipeline)
+            page += [(agent_id, raw, as_of) for agent_id, raw in zip(part, replies, strict=True) if raw]
+        return page
 
 
 def _is_whole(raw: _Hash) -> bool:

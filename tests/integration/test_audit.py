@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.index.clock import ManualClock
+from app.index.connect import send_reads
 from app.index.opening import Index
 from app.index.placement import from_ms
 from app.models.capacity import AgentStatus
@@ -17,6 +18,7 @@ from app.record import Record, migrate, open_record
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from workers.audit import Audit
+from workers.clock_watch import ClockWatch
 from workers.reaper import Reaper
 from workers.recorder import Recorder
 
@@ -61,7 +63,7 @@ async def fleet(index: Index, record: Record, clock: ManualClock) -> None:
     await index.cordons.cordon(agent_id(5), Cordon(reason="r", actor="a", since=from_ms(clock.now_ms())))
     await apply_everything(index)
     clock.advance(40)
-    await Reaper(index.upkeep, "test", every_s=0).sweep()
+    await Reaper(index.upkeep, "test", every_s=0, watch=ClockWatch(index.upkeep)).sweep()
     await apply_everything(index)
     await Recorder(index.record_reader(), record.writer).run_once()
 
@@ -132,6 +134,35 @@ async def test_an_agent_that_the_index_lost_comes_back_from_the_record(
     agent = await index.capacity.get(agent_id(3))
     assert agent is not None
     assert agent.gpu_vram_available_gb == 7.5
+
+
+async def test_what_a_repair_cannot_mend_is_not_called_repaired(index: Index, record: Record, fleet: None) -> None:
+    """The index counts further under the entry that the record has: neither side is the newer by that."""
+    client: Any = index.capacity._client
+    await client.hset(index.keys.agent(agent_id(2)), mapping={"seq": 3, "memory_available_gb": 1.5})
+    await index.log.append([heartbeat(1, vram=40.0, cores=3, seq=3)])
+    await apply_everything(index)
+    await client.xtrim(index.keys.heartbeats, maxlen=0, approximate=False)
+    found = await audit(index, record, repair=True)
+    assert [(one.subject, one.repaired) for one in found] == [(agent_id(1), True), (agent_id(2), False)]
+    assert [one.subject for one in await audit(index, record)] == [agent_id(2)]
+
+
+async def test_hashes_are_read_by_two_hundred_at_a_time(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    async def counted(pipeline: Any) -> list[Any]:
+        sizes.append(len(pipeline))
+        return await send_reads(pipeline)
+
+    monkeypatch.setattr("app.index.states.send_reads", counted)
+    await index.log.append([heartbeat(n) for n in range(450)])
+    await apply_everything(index)
+    read = await index.states.some([agent_id(n) for n in range(450)])
+    paged = [agent async for page in index.states.agents() for agent in page]
+    assert [one.heartbeat.agent_id for one in read] == [agent_id(n) for n in range(450)]
+    assert {one.heartbeat.agent_id for one in paged} == {agent_id(n) for n in range(450)}
+    assert max(sizes) == 200
 
 
 async def test_differences_are_settled_a_part_at_a_time(
