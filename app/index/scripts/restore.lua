@@ -1,5 +1,6 @@
 -- Puts agents back as the record knows them: heartbeat fields unless the index knows something newer, the boots
--- that it has forgotten in any case, cordons unless one was set or lifted later.
+-- that it has forgotten in any case, cordons unless one was set or lifted later. A key that is no hash is replaced;
+-- what the agent was in the sets and totals by the old one stays until the next audit.
 --
 -- KEYS[1]  prefix of the shard
 -- ARGV[1]  now in ms, empty for the server's time
