@@ -47,11 +47,11 @@ def arm(name: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     @functools.wraps(original)
-    async def wrapped(self: object, *arguments: Any) -> Any:
+    async def wrapped(self: object, *arguments: Any, **named: Any) -> Any:
         if point.before:
             pass_by(arguments)
-            return await original(self, *arguments)
-        result = await original(self, *arguments)
+            return await original(self, *arguments, **named)
+        result = await original(self, *arguments, **named)
         # What was written says nothing by itself about whether there was anything to write.
         pass_by(arguments[0] if arguments else result)
         return result
