@@ -228,6 +228,10 @@ class Upkeep:
             newest = await newest_id(self._client, self._keys.heartbeats)
             if greatest_recorded is not None and newest < greatest_recorded:
                 await command(self._client, "XSETID", self._keys.heartbeats, str(greatest_recorded))
+                newest = greatest_recorded
+            # With the data went the note that the clock was set, or it was taken before the ids were raised.
+            if newest.ms > await self.now_ms():
+                await self._client.hset(self._keys.clock, "ahead_ms", str(newest.ms))
 
     async def publish(self) -> None:
         """Lets those read the index who have no settings: planners' clients, and people with redis-cli."""

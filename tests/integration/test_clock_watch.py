@@ -12,6 +12,7 @@ from app.errors import IndexUnavailableError
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.models.capacity import AgentStatus
+from app.models.identity import StreamId
 from app.models.transition import TransitionKind
 from app.record import open_record
 from tests.consistency import assert_index_consistent
@@ -85,6 +86,27 @@ async def test_a_clock_set_back_keeps_nobody_alive_for_an_hour(index: Index, clo
     assert await reaper(index).sweep() == 1
     assert await status(index, 1) is AgentStatus.OFFLINE
     assert await index.capacity._client.hget(index.keys.clock, "shift_ms") == b"-3600000"
+
+
+async def test_ingest_that_lags_takes_nobody_out_when_ids_that_a_rebuild_raised_are_caught_up_with(
+    index: Index, clock: ManualClock
+) -> None:
+    """Redis lost its data, and the note of the clock that was set, while ids ran ahead."""
+    await index.capacity._client.flushall()
+    greatest = StreamId(clock.now_ms() + 300_000)
+    await index.upkeep.begin_rebuild("again", greatest)
+    assert await index.upkeep.open_epoch("again")
+    clock.advance(OFFLINE_AFTER_S + 90)
+    await report(index, 1)
+    while clock.now_ms() <= greatest.ms:
+        await index.log.append([heartbeat(1)])
+        assert len(await found(index)) == 1
+        assert await reaper(index).sweep() == 0
+        clock.advance(40)
+    await apply_everything(index)
+    assert len(await found(index)) == 1
+    clock.advance(OFFLINE_AFTER_S + 1)
+    assert await found(index) == []
 
 
 @pytest.mark.parametrize("back_s", [120, 3600])

@@ -22,7 +22,8 @@ local function judged_until()
     -- After the clock was set back ids stand still ahead of it, and do not say when an entry came, not even once
     -- the clock has caught up with them. What was applied last was seen when it was applied.
     local jump = redis.call('HMGET', prefix .. ':clock', 'at_ms', 'ahead_ms')
-    local undated = jump[2] and until_ms > tonumber(jump[1]) and until_ms <= tonumber(jump[2])
+    -- A rebuild that raises ids above the clock knows only how far they run ahead.
+    local undated = jump[2] and until_ms > tonumber(jump[1] or 0) and until_ms <= tonumber(jump[2])
     if until_ms <= now and not undated then return until_ms end
     local last = redis.call('ZRANGE', seen_key, string.format('%.0f', now), '-inf', 'BYSCORE', 'REV',
         'LIMIT', 0, 1, 'WITHSCORES')
