@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from app.models.capacity import AgentStatus, GpuType
+from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
 
 SEARCH: Final = "/api/v1/agents/available-capacity?min_gpu_vram_gb=0&min_cpu_cores=1&limit=50"
@@ -352,3 +354,15 @@ class Lookups(Answers):
 def quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def heartbeat_of(reporter: Reporter, sent: Sent, status: AgentStatus) -> Heartbeat:
+    return Heartbeat(
+        agent_id=reporter.agent_id,
+        boot_id=sent.boot_id,
+        seq=sent.seq,
+        status=status,
+        resource_metrics=ResourceMetrics(
+            gpu_vram_available_gb=sent.vram, cpu_cores_available=sent.cores, gpu_type=GpuType.NVIDIA
+        ),
+    )

@@ -50,6 +50,19 @@ async def unsettled(client: aredis.Redis) -> str:
     return "" if await client.exists(KEYS.epoch) else "there is no epoch"
 
 
+async def unapplied(client: aredis.Redis) -> bool:
+    """Whether anything in the log has yet to be applied to the index."""
+    try:
+        groups = {group["name"]: group for group in await client.xinfo_groups(KEYS.heartbeats)}
+    except aredis.ResponseError:
+        return True
+    group = groups.get(b"index")
+    if group is None or group["pending"]:
+        return True
+    after = group["last-delivered-id"].decode()
+    return bool(await client.xrange(KEYS.heartbeats, f"({after}", "+", count=1))
+
+
 async def differences(
     client: aredis.Redis, record: Record, reporters: Iterable[Reporter] = (), *, events: bool = True
 ) -> list[str]:

@@ -19,9 +19,10 @@ from app.models.capacity import AgentStatus
 from app.service.intake import HeartbeatIntake
 from app.service.receiving import ReceiverBeat
 from tests.faults.conftest import Build, Row
+from tests.faults.fleet import heartbeat_of
 from tests.faults.house import House
 from tests.faults.settled import KEYS
-from tests.faults.world import World, heartbeat_of, opened_world, world_settings
+from tests.faults.world import World, opened_world, world_settings
 from tests.servers import ValkeyServer
 
 INDEX_ONLY = frozenset({"index"})

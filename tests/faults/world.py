@@ -17,15 +17,14 @@ from app.errors import CapacityUnknownError, IndexUnavailableError, RecordUnavai
 from app.index.clock import ManualClock
 from app.index.opening import Index, open_index
 from app.index.upkeep import RECEIVING_GAP_MS
-from app.models.capacity import AgentStatus, CapacityPage, CapacityQuery, GpuType
-from app.models.heartbeat import Heartbeat, ResourceMetrics
+from app.models.capacity import AgentStatus, CapacityPage, CapacityQuery
 from app.models.identity import AgentId, StreamId
 from app.record import Record, open_record
 from app.service.orchestrator import OrchestratorService
 from app.settings import Settings
 from tests.faults.dying import Death, MortalReader, SometimesAway, WorkerDiedError
-from tests.faults.fleet import Answers, Lookup, Reporter, Sent
-from tests.faults.settled import differences, unsettled
+from tests.faults.fleet import Answers, Lookup, Reporter, Sent, heartbeat_of
+from tests.faults.settled import differences, unapplied, unsettled
 from tests.faults.witness import Witness
 from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
@@ -180,7 +179,6 @@ class World:
 
     async def ingest(self, which: int = 0, *, death: Death | None = None) -> None:
         """One round; a worker that dies is replaced by one that does not know what it had read."""
-        self.witness.see_applied()
         worker = self.ingests[which]
         self._ready(worker._reader)
         if death is not None:
@@ -188,6 +186,9 @@ class World:
             self.ingests[which] = self._new_ingest()
         with suppress(IndexUnavailableError, WorkerDiedError):
             await worker.run_once()
+        for agent_id in self.witness.undated():
+            if await self._is_applied(agent_id):
+                self.witness.see_applied(agent_id)
 
     async def record_round(self, which: int = 0, *, death: Death | None = None) -> None:
         worker = self.recorders[which]
@@ -200,7 +201,10 @@ class World:
 
     async def reap(self) -> None:
         before = await self._offline()
-        if not await self.reaper.sweep():
+        behind = await self.index.upkeep.current_epoch() is None or await unapplied(self.index.capacity._client)
+        declared = await self.reaper.sweep()
+        self.witness.see_reaped(behind=behind)
+        if not declared:
             return
         for agent_id in await self._offline() - before:
             if not self.witness.was_silent(agent_id, applied=await self._is_applied(agent_id)):
@@ -216,7 +220,7 @@ class World:
         with suppress(IndexUnavailableError, RecordUnavailableError):
             if await self.index.upkeep.current_epoch() is None:
                 await self.rebuild.rebuild()
-                self.witness.see_rebuilt()
+                self.witness.see_rebuilt(self._of_the_future())
 
     # Faults
 
@@ -229,9 +233,14 @@ class World:
         """Lets time pass in which neither reaper nor receivers run. Whoever serves lookups watches the clock."""
         at_first_s = min(self.watch.pause_s, seconds)
         self.advance(at_first_s)
-        await self.watch.look()
+        await self.look()
         self.advance(seconds - at_first_s)
+        await self.look()
+
+    async def look(self) -> None:
+        """Whoever watches the clock notices that it was set."""
         await self.watch.look()
+        self.witness.see_noticed()
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass in which reaper, clock watch and receivers run."""
@@ -240,18 +249,19 @@ class World:
             self.advance(min(left, _STEP_S))
             left -= _STEP_S
             with suppress(IndexUnavailableError):
-                await self.watch.look()
+                await self.look()
                 await self.receive()
                 await self.reap()
 
     async def jump(self, seconds: float, *, noticed: bool = True) -> None:
         """Sets the server's clock, and lets the workers notice now or later."""
-        await self.watch.look()
+        await self.look()
         await self.receive()
         self.clock.jump(seconds)
-        if noticed:
-            await self.watch.look()
         self.witness.see_jump(seconds)
+        self.witness.wait_for([one for one in self._of_the_future() if not await self._is_applied(one)])
+        if noticed:
+            await self.look()
 
     async def flush(self) -> None:
         """FLUSHALL: what was not recorded yet is gone, and only that."""
@@ -265,11 +275,9 @@ class World:
         if self.steady_s - self.witness.jumped_s < OFFLINE_AFTER_S:
             # With the data went the note that the clock was set: until they report again nobody can tell.
             self.witness.lose(self.witness.heard_s)
-        now_ms = self.clock.now_ms()
+        # After the clock was set back ids do not say when an entry came.
+        self.witness.lose(self._of_the_future())
         for reporter in self.reporters.values():
-            if reporter.acknowledged is not None and reporter.acknowledged[1].ms > now_ms:
-                # After the clock was set back ids do not say when an entry came.
-                self.witness.lose([reporter.agent_id])
             state = recorded.get(reporter.agent_id)
             if state is None or state.order.holder is None:
                 reporter.acknowledged = None
@@ -287,7 +295,7 @@ class World:
         self.record_away = False
         self.receiving = True
         self.taking_over = True
-        await self.watch.look()
+        await self.look()
         for _ in range(200):
             await self.rebuild_if_due()
             for which in range(2):
@@ -336,7 +344,13 @@ class World:
         """Whether the index has come as far as the agent's last heartbeat."""
         shown: Any = await self.index.capacity._client.hget(self.index.keys.agent(agent_id), "last_id")
         newest = next(one for one in self.reporters.values() if one.agent_id == agent_id).acknowledged
-        return newest is not None and newest[1] <= StreamId.parse(shown.decode())
+        return newest is not None and shown is not None and newest[1] <= StreamId.parse(shown.decode())
+
+    def _of_the_future(self) -> list[AgentId]:
+        """Whose newest heartbeat has an id that the clock has yet to come to."""
+        now_ms = self.clock.now_ms()
+        newest = {one.agent_id: one.acknowledged for one in self.reporters.values()}
+        return [agent_id for agent_id, last in newest.items() if last is not None and last[1].ms > now_ms]
 
     def _sometimes_away(self, port: Any) -> Any:
         return SometimesAway(port, away=lambda: self.record_away)
@@ -353,18 +367,6 @@ class World:
     async def _offline(self) -> set[AgentId]:
         members: Any = await self.index.capacity._client.zrange(self.index.keys.offline, 0, -1)
         return {AgentId(member.decode()) for member in members}
-
-
-def heartbeat_of(reporter: Reporter, sent: Sent, status: AgentStatus) -> Heartbeat:
-    return Heartbeat(
-        agent_id=reporter.agent_id,
-        boot_id=sent.boot_id,
-        seq=sent.seq,
-        status=status,
-        resource_metrics=ResourceMetrics(
-            gpu_vram_available_gb=sent.vram, cpu_cores_available=sent.cores, gpu_type=GpuType.NVIDIA
-        ),
-    )
 
 
 def world_settings(redis_url: str, record_url: str, **changes: Any) -> Settings:
