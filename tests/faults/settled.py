@@ -111,7 +111,8 @@ def _hash_against_record(fields: Hash, recorded: RecordedState) -> list[str]:
         "last_id": str(order.last_id),
         "boot_id": "" if holder is None else holder.boot_id,
         "seq": "" if holder is None else str(holder.seq),
-        "boots": "\n".join(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
+        # A store that heard late of one has it last: only which one is given up first follows from that.
+        "boots": sorted(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
         "status": agent.status.value,
         "agent_type": agent.agent_type,
         "pool_name": agent.pool_name,
@@ -119,10 +120,11 @@ def _hash_against_record(fields: Hash, recorded: RecordedState) -> list[str]:
         "has_metrics": str(int(agent.resource_metrics is not None)),
         **{name: str(value) for name, value in msgspec.structs.asdict(resources).items()},
     }
+    shown = {name: fields.get(name, "") for name in expected} | {"boots": sorted(fields["boots"].splitlines())}
     return [
-        f"{name} is {fields.get(name, '')!r} in the hash and {value!r} in the record"
+        f"{name} is {shown[name]!r} in the hash and {value!r} in the record"
         for name, value in expected.items()
-        if fields.get(name, "") != value
+        if shown[name] != value
     ]
 
 
