@@ -9,7 +9,18 @@ from typing import Any
 from app.index.opening import Index
 from app.models.ladder import memberships
 
-SKIPPED = {"heartbeats", "dead-letters", "epoch", "clock", "grace", "receivers", "cloned", "flapping", "events"}
+SKIPPED = {
+    "heartbeats",
+    "dead-letters",
+    "epoch",
+    "clock",
+    "gap",
+    "grace",
+    "receivers",
+    "cloned",
+    "flapping",
+    "events",
+}
 
 AGENT = re.compile("agent:[0-9a-f-]{36}")
 """A hash of an agent, not a key of a type of agents that is called "agent"."""

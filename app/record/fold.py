@@ -120,6 +120,8 @@ class Fold:
         if state is not None and boot == state.order.holder:
             boot = None  # what came since named no boot
         outcome, order = self._judge(stream_id, heartbeat.agent_id, boot)
+        if state is not None and _is_later_by_seq(state.order, stream_id, boot):
+            outcome, order = Outcome.APPLIED, msgspec.structs.replace(state.order, holder=boot)
         if outcome is Outcome.APPLIED:
             reported = reported_anew(indexed, self._reported(heartbeat))
             self._apply(stream_id, recall(order, indexed.retired), heartbeat.agent_id, reported)
@@ -223,6 +225,13 @@ def _boot_of(heartbeat: Heartbeat) -> Boot | None:
     if heartbeat.boot_id is None or heartbeat.seq is None:
         return None
     return Boot(heartbeat.boot_id, heartbeat.seq)
+
+
+def _is_later_by_seq(order: Order, last_id: StreamId, boot: Boot | None) -> bool:
+    """Whether the index gave the last recorded id to a heartbeat that came below it: see restore.lua."""
+    if boot is None or order.holder is None or order.last_id != last_id:
+        return False
+    return boot.boot_id == order.holder.boot_id and boot.seq > order.holder.seq
 
 
 def _stream_id(entry: LogEntry) -> StreamId:

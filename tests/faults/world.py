@@ -30,7 +30,7 @@ from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
 from workers.reaper import Reaper
 from workers.rebuild import Rebuild
-from workers.recorder import Recorder
+from workers.recorder import Reconcile, Recorder
 
 START_MS: Final = 1_800_000_000_000
 OFFLINE_AFTER_S: Final = 90.0
@@ -198,6 +198,7 @@ class World:
             self.recorders[which] = self._new_recorder()
         with suppress(IndexUnavailableError, RecordUnavailableError, WorkerDiedError):
             await worker.run_once()
+            await Reconcile(self.index.states, self._writer).run_once()
 
     async def reap(self) -> None:
         before = await self._offline()

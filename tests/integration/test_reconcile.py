@@ -244,3 +244,32 @@ async def test_a_change_in_a_gap_keeps_its_place_though_ids_run_ahead(
     await recorder.run_once()
     assert [status for status, _, _ in await events(record, 1)] == ["online", "busy", "online", "cordoned", "busy"]
     assert (await record.agents.list_agents(AgentFilter())).agents[0].status is AgentStatus.BUSY
+
+
+async def test_what_a_rebuild_keeps_below_the_recorded_ids_is_taken_from_the_index(
+    index: Index, record: Record, clock: ManualClock
+) -> None:
+    """Redis lost everything after its clock had been set back: the record refuses such an entry for its id."""
+    recorder = Recorder(index.record_reader(), record.writer)
+    await index.log.append([heartbeat(1, vram=3.0, boot_id="a", seq=1)])
+    await recorder.run_once()
+    await index.capacity._client.flushall()
+    clock.jump(-3600)
+    await index.log.append([heartbeat(1, vram=5.0, boot_id="a", seq=2)])
+    await index.upkeep.begin_rebuild("again", None)
+    await apply_everything(index)
+    await index.upkeep.begin_rebuild("again", await record.reader.greatest_position())
+    async for page in record.reader.states(page_size=10):
+        await index.upkeep.restore(page)
+    assert await index.upkeep.open_epoch("again")
+    await recorder.run_once()
+    assert await Reconcile(index.states, record.writer).reconcile() == 1
+    assert await index.states.gap() is None
+    (state,) = await record.reader.some([agent_id(1)])
+    assert state.order.holder == Boot("a", 2)
+    assert Resources.of(state.agent.resource_metrics).gpu_vram_available_gb == 5.0
+    clock.advance(30)
+    await index.log.append([heartbeat(1, vram=4.0, boot_id="a", seq=3)])
+    await recorder.run_once()
+    (state,) = await record.reader.some([agent_id(1)])
+    assert state.order.holder == Boot("a", 3)

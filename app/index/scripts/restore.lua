@@ -9,7 +9,7 @@
 --          status, place, machine, cordon (a document, empty for none), cordon's log id (empty for never any),
 --          when it expires in ms (empty for never), the hash's other fields as a JSON array of field, value, …
 -- Result   number of agents put back
---!include common order ladder place feed totals state
+--!include common order ladder place feed totals state gap
 
 local restored = 0
 local offline_after_ms = tonumber(ARGV[2])
@@ -73,6 +73,8 @@ while at <= #ARGV do
     local fresher = compare(last_id, known[3]) == 'applied'
     if fresher and state and state.status ~= 'offline' and later_by_seq(known, ARGV[at + 2], ARGV[at + 3]) then
         redis.call('HSET', key, 'last_id', last_id)
+        -- The record refuses that entry for its id, and hears of it as of one that is lost: from the hash.
+        note_lost(true, known[3], known[3], 1)
         fresher = false
     end
     if state and not fresher then
