@@ -63,6 +63,19 @@ async def unapplied(client: aredis.Redis) -> bool:
     return bool(await client.xrange(KEYS.heartbeats, f"({after}", "+", count=1))
 
 
+async def overtakes(client: aredis.Redis, reporter: Reporter, sent: Sent) -> bool:
+    """Whether the heartbeat, sent once more now, may be applied before newer ones that a dead worker had read."""
+    newest = reporter.acknowledged
+    first, last = "-", "+"
+    if newest is not None and newest[0].boot_id == sent.boot_id:
+        first = last = str(newest[1])
+    try:
+        left = [await client.xpending_range(KEYS.heartbeats, group, first, last, 1) for group in _GROUPS]
+    except aredis.ResponseError:
+        return False
+    return any(left)
+
+
 async def differences(
     client: aredis.Redis, record: Record, reporters: Iterable[Reporter] = (), *, events: bool = True
 ) -> list[str]:

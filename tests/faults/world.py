@@ -24,7 +24,7 @@ from app.service.orchestrator import OrchestratorService
 from app.settings import Settings
 from tests.faults.dying import Death, MortalReader, SometimesAway, WorkerDiedError
 from tests.faults.fleet import Answers, Lookup, Reporter, Sent, heartbeat_of
-from tests.faults.settled import differences, unapplied, unsettled
+from tests.faults.settled import differences, overtakes, unapplied, unsettled
 from tests.faults.witness import Witness
 from workers.clock_watch import ClockWatch
 from workers.ingest import Ingest
@@ -135,9 +135,10 @@ class World:
 
     async def repeat(self, number: int, back: int) -> None:
         """The heartbeat that so many after it have followed arrives once more."""
-        arrived = self._arrived.get(self.reporter(number).agent_id, ())
-        if len(arrived) >= back:
-            await self.send([(self.reporter(number), arrived[-back])])
+        reporter = self.reporter(number)
+        arrived = self._arrived.get(reporter.agent_id, ())
+        if len(arrived) >= back and not await overtakes(self.index.capacity._client, reporter, arrived[-back]):
+            await self.send([(reporter, arrived[-back])])
 
     async def clone_reports(self, reporter: Reporter) -> None:
         """A machine with a boot that the agent no longer has goes on counting, while the agent is alive.
