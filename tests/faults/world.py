@@ -156,9 +156,7 @@ class World:
             await self.send([(reporter, sent)])
 
     async def former_boot_reports(self, reporter: Reporter) -> None:
-        """A machine with a boot that the agent no longer has goes on counting, after the agent was silent for
-        long: it takes over, and what was the agent's boot is retired now.
-        """
+        """The same after the agent was silent for long: it takes over, and the agent's boot is retired now."""
         former, newest = self._former(reporter), reporter.acknowledged
         # The rule counts by ids: a clock that was set back makes them stand still.
         silent_s = 0.0 if newest is None else (self.clock.now_ms() - newest[1].ms) / 1000
