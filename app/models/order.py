@@ -37,8 +37,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         last_id: the last applied heartbeat.
         holder: the boot in force, None as long as none was ever named.
-        retired: earlier boots, newest first, each with the greatest `seq` that came of it. Those that were heard
-            of only after they had been replaced stand last.
+        retired: earlier boots, newest first, each with the greatest `seq` that came of it.
     """
 
     last_id: StreamId
@@ -79,14 +78,11 @@ def advance(
 
 
 def _heard(order: Order, boot: Boot | None) -> Order:
-    """With the `seq` of an earlier boot; one of which nothing had come yet counts as the oldest of them."""
+    """With the `seq` of an earlier boot, if that is known: another may be from before the agent was forgotten."""
     if boot is None or order.holder is None or boot.boot_id == order.holder.boot_id:
         return order
     known = {old.boot_id: old for old in order.retired}
-    if boot.boot_id in known:
-        if boot.seq <= known[boot.boot_id].seq:
-            return order
-    elif len(known) >= KEPT_BOOTS - 1:
+    if boot.boot_id not in known or boot.seq <= known[boot.boot_id].seq:
         return order
     return msgspec.structs.replace(order, retired=tuple((known | {boot.boot_id: boot}).values()))
 

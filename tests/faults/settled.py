@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from app.models.agent import RecordedState
 from app.models.capacity import AgentStatus, Resources
 from app.models.identity import AgentId, StreamId
 from app.models.ladder import memberships
+from app.models.order import Boot
 from app.record import Record
 from tests.faults.fleet import Reporter, Sent
 
@@ -124,8 +125,6 @@ def _hash_against_record(fields: Hash, recorded: RecordedState) -> list[str]:
         "last_id": str(order.last_id),
         "boot_id": "" if holder is None else holder.boot_id,
         "seq": "" if holder is None else str(holder.seq),
-        # A store that heard late of one has it last: only which one is given up first follows from that.
-        "boots": sorted(f"{boot.seq} {boot.boot_id}" for boot in order.retired),
         "status": agent.status.value,
         "agent_type": agent.agent_type,
         "pool_name": agent.pool_name,
@@ -133,11 +132,24 @@ def _hash_against_record(fields: Hash, recorded: RecordedState) -> list[str]:
         "has_metrics": str(int(agent.resource_metrics is not None)),
         **{name: str(value) for name, value in msgspec.structs.asdict(resources).items()},
     }
-    shown = {name: fields.get(name, "") for name in expected} | {"boots": sorted(fields["boots"].splitlines())}
     return [
-        f"{name} is {shown[name]!r} in the hash and {value!r} in the record"
-        for name, value in expected.items()
-        if shown[name] != value
+        *(
+            f"{name} is {fields.get(name, '')!r} in the hash and {value!r} in the record"
+            for name, value in expected.items()
+            if fields.get(name, "") != value
+        ),
+        *_boots_against_record(fields["boots"], order.retired),
+    ]
+
+
+def _boots_against_record(boots: str, recorded: Sequence[Boot]) -> list[str]:
+    """Of the earlier boots that both remember; one of which a store judged nothing in its turn is new to that store."""
+    lines = [line.partition(" ") for line in boots.splitlines()]
+    seqs = {boot_id: int(seq) for seq, _, boot_id in lines}
+    return [
+        f"{boot.boot_id} came to {seqs[boot.boot_id]} in the hash and to {boot.seq} in the record"
+        for boot in recorded
+        if seqs.get(boot.boot_id, boot.seq) != boot.seq
     ]
 
 

@@ -3,10 +3,9 @@
 
 local kept_boots = 8
 
--- The retired boots with the seq of an earlier one; nil where they stay as they are. One of which nothing had come
--- yet counts as the oldest of them.
-local function heard(holder, retired, boot, seq)
-    if boot == '' or not holder or holder == '' or boot == holder then return nil end
+-- The retired boots with the seq of one of them; nil where they stay as they are. A boot that is not among them may
+-- be from before the agent was forgotten.
+local function heard(retired, boot, seq)
     local lines, known = {}, false
     for old_seq, old_boot in string.gmatch(retired or '', '(%d+) ([^\n]+)') do
         if old_boot == boot then
@@ -15,11 +14,7 @@ local function heard(holder, retired, boot, seq)
         end
         lines[#lines + 1] = old_seq .. ' ' .. old_boot
     end
-    if not known then
-        if #lines >= kept_boots - 1 then return nil end
-        lines[#lines + 1] = seq .. ' ' .. boot
-    end
-    return table.concat(lines, '\n')
+    return known and table.concat(lines, '\n') or nil
 end
 
 -- Returns the outcome, for an applied heartbeat the boot in force and its seq, and the retired boots (nil where
@@ -31,7 +26,7 @@ local function judge(last_id, holder, holder_seq, retired, id, boot, seq, offlin
     local last_ms, last_n = split_id(last_id)
     if ms == last_ms and n == last_n then return 'duplicate' end
     if greater(last_ms, ms) or (ms == last_ms and greater(last_n, n)) then
-        return 'reordered', nil, nil, heard(holder, retired, boot, seq)
+        return 'reordered', nil, nil, heard(retired, boot, seq)
     end
     if boot == '' then return 'applied', holder or '', holder_seq or '' end
     if not holder or holder == '' then return 'applied', boot, seq end
@@ -53,7 +48,7 @@ local function judge(last_id, holder, holder_seq, retired, id, boot, seq, offlin
         if greater(known_seq, seq) then return 'reordered' end
         -- Two machines with one id would take turns for ever: the holder keeps it until it falls silent.
         if tonumber(ms) - tonumber(last_ms) < offline_after_ms then
-            return 'cloned', nil, nil, heard(holder, retired, boot, seq)
+            return 'cloned', nil, nil, heard(retired, boot, seq)
         end
     end
     return 'applied', boot, seq, table.concat(lines, '\n')
