@@ -143,7 +143,7 @@ def _hash_against_record(fields: Hash, recorded: RecordedState) -> list[str]:
 
 
 def _boots_against_record(boots: str, recorded: Sequence[Boot]) -> list[str]:
-    """Of the earlier boots that both remember; one of which a store judged nothing in its turn is new to that store."""
+    """Of the earlier boots that both remember: of one whose entries all came late a store knows nothing."""
     lines = [line.partition(" ") for line in boots.splitlines()]
     seqs = {boot_id: int(seq) for seq, _, boot_id in lines}
     return [
