@@ -137,9 +137,9 @@ async def test_an_agent_that_the_index_lost_comes_back_from_the_record(
 
 
 async def test_what_a_repair_cannot_mend_is_not_called_repaired(index: Index, record: Record, fleet: None) -> None:
-    """The index counts further under the entry that the record has: neither side is the newer by that."""
+    """The index shows other metrics under the entry that the record has: neither side is the newer by that."""
     client: Any = index.capacity._client
-    await client.hset(index.keys.agent(agent_id(2)), mapping={"seq": 3, "memory_available_gb": 1.5})
+    await client.hset(index.keys.agent(agent_id(2)), mapping={"memory_available_gb": 1.5})
     await index.log.append([heartbeat(1, vram=40.0, cores=3, seq=3)])
     await apply_everything(index)
     await client.xtrim(index.keys.heartbeats, maxlen=0, approximate=False)
