@@ -153,10 +153,12 @@ class Server(ABC):
         return "in use" in self.log_tail()
 
     def _processes(self) -> list[psutil.Process]:
-        if not self.running:
+        # Looked at once: one that was just killed may end between two looks.
+        process = self._process
+        if process is None or process.poll() is not None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            main = psutil.Process(self.pid)
+            main = psutil.Process(process.pid)
             return [main, *main.children(recursive=True)]
         return []
 
