@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -38,13 +39,26 @@ __all__ = [
 ]
 
 FULL_DISK: Final = Path(__file__).with_name("full_disk.c")
+_PORTS: Final = range(12_000, 32_000)
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on, and that this process is given only once.
+
+    It lies below those that a system hands out by itself (from 32768 on Linux, 49152 elsewhere): another process's
+    connection to somewhere cannot take it before its server listens, nor while its server is down.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class ValkeyServer(Server):
