@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.heartbeat_server import HeartbeatServer
 from tests.processes import ROOT, Headroom
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 INTERVAL_S = 0.5
 
@@ -46,11 +46,11 @@ class Agents:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             preexec_fn=(lambda: os.sched_setaffinity(0, affinity)) if affinity else None,
         )
         return done.stdout
 
 
-def until_sent(server: HeartbeatServer, count: int, *, timeout_s: float = 30) -> None:
-    wait_until(lambda: len(server.received) >= count, timeout_s=timeout_s, what=f"{count} heartbeats")
+def until_sent(server: HeartbeatServer, count: int) -> None:
+    wait_until(lambda: len(server.received) >= count, what=f"{count} heartbeats")

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from tests.planning import fill, sweep
 from tests.servers import start_valkey
+from tests.waiting import PATIENCE_S
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "redis.md"
 PROMPT: Final = "$ redis-cli -p 6390 "
@@ -69,7 +70,7 @@ def masked(output: str) -> str:
 
 def connect(url: str) -> redis.Redis:
     """A client whose replies are as plain as redis-cli's."""
-    return redis.Redis.from_url(url, protocol=2, socket_timeout=5)
+    return redis.Redis.from_url(url, protocol=2, socket_timeout=PATIENCE_S)
 
 
 def _shown(reply: Any) -> list[str]:

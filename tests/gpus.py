@@ -35,5 +35,5 @@ def sampled_until(gpus: Gpus, wanted: Callable[[Sample], bool]) -> Sample:
         found = sample(gpus)
         return wanted(found)
 
-    wait_until(look, timeout_s=20, interval_s=0.05, what="the sample")
+    wait_until(look, interval_s=0.05, what="the sample")
     return found

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tests.waiting import PATIENCE_S
+
 
 class Received(NamedTuple):
     """One request as it came in; `at_s` by time.monotonic(), `connection` tells connections apart."""
@@ -89,4 +91,4 @@ def heartbeat_server(*, tls: ssl.SSLContext | None = None, idle_s: float = 60.0)
             yield server
         finally:
             http.shutdown()
-            thread.join(timeout=5)
+            thread.join(PATIENCE_S)

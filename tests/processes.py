@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import httpx
 import psutil
 
 from app.tether import die_with_parent
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 _MARK = "HEADROOM_TEST_MARK"
@@ -52,7 +51,7 @@ class Headroom:
     @property
     def client(self) -> httpx.Client:
         """A client of its API; a context manager."""
-        return httpx.Client(base_url=self.url, timeout=10, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
     def get(self, path: str, **parameters: str | float) -> httpx.Response:
         with self.client as client:
@@ -62,7 +61,7 @@ class Headroom:
         with self.client as client:
             return client.post(path, json=body)
 
-    def until_ready(self, *, timeout_s: float = 60) -> Self:
+    def until_ready(self, *, timeout_s: float = PATIENCE_S) -> Self:
         """Returns once /readyz of the printed address says so."""
         wait_until(lambda: self._printed_url() or self.ended, timeout_s=timeout_s, what="an address")
         self.url = self._printed_url()
@@ -70,7 +69,7 @@ class Headroom:
         assert not self.ended, self.output
         return self
 
-    def until_printed(self, text: str, *, timeout_s: float = 60) -> Self:
+    def until_printed(self, text: str, *, timeout_s: float = PATIENCE_S) -> Self:
         wait_until(lambda: text in self.output or self.ended, timeout_s=timeout_s, what=f"“{text}”")
         assert text in self.output, self.output
         return self
@@ -79,12 +78,10 @@ class Headroom:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def end(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = 20) -> float:
-        """Sends the signal, waits for the process's end, and returns how long that took."""
-        started = time.monotonic()
+    def end(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = PATIENCE_S) -> int:
+        """Sends the signal, waits for the process's end, and returns its exit status."""
         self.process.send_signal(number)
-        self.process.wait(timeout_s)
-        return time.monotonic() - started
+        return self.process.wait(timeout_s)
 
     def family(self) -> list[psutil.Process]:
         """All living processes that it started, directly or not, and itself."""
@@ -109,9 +106,9 @@ class Headroom:
         assert process is not None
         return process
 
-    def until_gone(self, *, timeout_s: float = 10) -> None:
-        """Fails unless every process of the family ends in time."""
-        wait_until(lambda: not self.family(), timeout_s=timeout_s, what=f"the end of {self.family()}")
+    def until_gone(self) -> None:
+        """Fails unless every process of the family ends."""
+        wait_until(lambda: not self.family(), what=f"the end of {self.family()}")
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +121,7 @@ class Headroom:
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
         self._output.unlink(missing_ok=True)
 
     def _printed_url(self) -> str:

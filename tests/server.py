@@ -17,6 +17,7 @@ from typing import Self
 import psutil
 
 from tests.postgres_install import Account
+from tests.waiting import PATIENCE_S
 
 
 class ServerFailedError(AssertionError):
@@ -73,7 +74,7 @@ class Server(ABC):
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, *, timeout_s: float = 30.0) -> None:
+    def start(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Starts the server on the files it has and returns once it answers."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -84,7 +85,7 @@ class Server(ABC):
                 time.sleep(0.01)
             # It may end at once because what a killed predecessor held is not given back yet.
             if self.running or time.monotonic() > deadline or not self._worth_another_try():
-                self._end(signal.SIGKILL, timeout_s=5.0)
+                self._end(signal.SIGKILL, timeout_s=PATIENCE_S)
                 raise ServerFailedError(f"{type(self).__name__} did not start:\n{self.log_tail()}")
             time.sleep(0.05)
 
@@ -92,16 +93,16 @@ class Server(ABC):
         """As `start`, without waiting for an answer."""
         self._process = self._launch()
 
-    def stop(self, *, timeout_s: float = 20.0) -> None:
+    def stop(self, *, timeout_s: float = PATIENCE_S) -> None:
         """An orderly end; what was written stays. Does nothing when the server is down."""
         self.resume()
         if not self._end(self._stop_signal(), timeout_s=timeout_s):
-            self._end(signal.SIGKILL, timeout_s=5.0)
+            self._end(signal.SIGKILL, timeout_s=PATIENCE_S)
             raise ServerFailedError(f"{type(self).__name__} did not stop:\n{self.log_tail()}")
 
     def kill(self) -> None:
         """`kill -9` of the main process; returns once it and its children are gone."""
-        self._end(signal.SIGKILL, timeout_s=10.0)
+        self._end(signal.SIGKILL, timeout_s=PATIENCE_S)
 
     def restart(self) -> None:
         """Stops the server if it runs, and starts it on the same files and the same port."""

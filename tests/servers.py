@@ -24,7 +24,7 @@ from app.tether import die_with_parent
 from tests.compiling import compile_library
 from tests.postgres_install import Account, directory_for, system_binaries, wheel_binaries
 from tests.server import Server, ServerFailedError
-from tests.waiting import wait_until, wait_until_async
+from tests.waiting import PATIENCE_S, wait_until, wait_until_async
 
 __all__ = [
     "PostgresServer",
@@ -91,7 +91,7 @@ class ValkeyServer(Server):
 
     def client(self) -> redis.Redis:
         """A plain client for the test's own questions; close it (it is a context manager)."""
-        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=PATIENCE_S)
 
     def flush(self) -> None:
         with self.client() as client:
@@ -184,7 +184,7 @@ class PostgresServer(Server):
 
     def stop_immediately(self) -> None:
         """As `pg_ctl stop -m immediate`: the next start has to recover."""
-        self._end(signal.SIGQUIT, timeout_s=20.0)
+        self._end(signal.SIGQUIT, timeout_s=PATIENCE_S)
 
     def sql(self, *statements: str, database: str = "postgres") -> str:
         """Runs the statements one by one with psql and returns what they print, unaligned."""
@@ -240,7 +240,7 @@ class PostgresServer(Server):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_S,
             user=self._account.user,
             group=self._account.group,
             extra_groups=self._account.extra_groups,

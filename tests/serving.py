@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @asynccontextmanager
@@ -44,7 +44,7 @@ def served(app: FastAPI) -> Iterator[int]:
             yield int(listener.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(PATIENCE_S)
 
 
 class Answer(NamedTuple):
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
         return str(problem["code"])
 
 
-def exchange(port: int, request: bytes, *, timeout_s: float = 20.0) -> Answer:
+def exchange(port: int, request: bytes, *, timeout_s: float = PATIENCE_S) -> Answer:
     """Sends bytes as they are over a connection of their own and reads one answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         connection.sendall(request)

@@ -11,9 +11,19 @@ import anyio
 
 T = TypeVar("T")
 
+PATIENCE_S = 60.0
+"""The limit of a wait for what normally happens: only what hangs meets it, on a slow machine too.
+
+Half of what pytest gives a whole test.
+"""
+
 
 def wait_until(
-    predicate: Callable[[], T], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = "a condition"
+    predicate: Callable[[], T],
+    *,
+    timeout_s: float = PATIENCE_S,
+    interval_s: float = 0.01,
+    what: str = "a condition",
 ) -> T:
     """Returns the first truthy answer of `predicate`; raises AssertionError when none comes in time."""
     deadline = time.monotonic() + timeout_s
@@ -26,20 +36,24 @@ def wait_until(
 
 @overload
 async def wait_until_async(
-    predicate: Callable[[], Awaitable[T]], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+    predicate: Callable[[], Awaitable[T]],
+    *,
+    timeout_s: float = PATIENCE_S,
+    interval_s: float = 0.01,
+    what: str = "",
 ) -> T: ...
 
 
 @overload
 async def wait_until_async(
-    predicate: Callable[[], T], *, timeout_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+    predicate: Callable[[], T], *, timeout_s: float = PATIENCE_S, interval_s: float = 0.01, what: str = ""
 ) -> T: ...
 
 
 async def wait_until_async(
     predicate: Callable[[], Any],
     *,
-    timeout_s: float = 10.0,
+    timeout_s: float = PATIENCE_S,
     interval_s: float = 0.01,
     what: str = "a condition",
 ) -> Any:

@@ -19,7 +19,7 @@ from textual.widgets import DataTable, Input, Static
 from app.commands.api import Api
 from app.commands.top import Top
 from tests.processes import ROOT, Headroom, start_up
-from tests.servers import wait_until, wait_until_async
+from tests.waiting import PATIENCE_S, wait_until, wait_until_async
 
 
 class Answer(NamedTuple):
@@ -40,13 +40,13 @@ def headroom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Headroom]:
         yield headroom
 
 
-def run(headroom: Headroom, *arguments: str, timeout_s: float = 30) -> Answer:
+def run(headroom: Headroom, *arguments: str) -> Answer:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "app", *arguments],
         env=environment(headroom.url),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=PATIENCE_S,
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -141,7 +141,7 @@ def test_without_an_api_it_says_so() -> None:
         env=environment("http://127.0.0.1:9"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert nobody.returncode == 1
@@ -155,17 +155,13 @@ def test_events_tell_of_a_cordon_as_it_happens(headroom: Headroom) -> None:
         ["-P", "-m", "app", "events", "--kinds", "cordon,uncordon", "--json"],
         env=environment(headroom.url),
         encoding="utf-8",
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     try:
-        wait_until(lambda: "events" in headroom.get("/metrics").text, what="metrics")
-        for _ in range(20):
-            run(headroom, "cordon", best, "--reason", "heard")
-            run(headroom, "uncordon", best)
-            if listening.expect([best, pexpect.TIMEOUT], timeout=2) == 0:
-                break
-        else:
-            pytest.fail("no event came")
+        wait_until(lambda: "\nheadroom_listeners 1.0\n" in headroom.get("/metrics").text, what="the listener")
+        run(headroom, "cordon", best, "--reason", "heard")
+        run(headroom, "uncordon", best)
+        listening.expect(best)
     finally:
         listening.close(force=True)
 
@@ -179,7 +175,7 @@ def test_find_watch_shows_the_answer_and_ends_with_ctrl_c(headroom: Headroom, si
         encoding="utf-8",
         dimensions=size,
         preexec_fn=heed_ctrl_c,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     try:
         watching.expect("Ctrl-C ends")

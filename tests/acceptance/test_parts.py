@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.processes import Headroom
-from tests.servers import PostgresServer, ValkeyServer, free_port, start_postgres, start_valkey, wait_until
+from tests.servers import PostgresServer, ValkeyServer, free_port, start_postgres, start_valkey
+from tests.waiting import PATIENCE_S, wait_until
 
 SEARCH = "/api/v1/agents/available-capacity"
 WORKERS = ("ingest", "recorder", "reaper")
@@ -33,6 +34,7 @@ class Parts:
             "HEADROOM_HEARTBEAT_INTERVAL_S": "1",
             "HEADROOM_OFFLINE_AFTER_S": "3",
             "HEADROOM_DATABASE_TIMEOUT_S": "2",
+            "HEADROOM_SHUTDOWN_AFTER_S": "60",
         }
         self.api: Headroom
         self.workers: dict[str, Headroom] = {}
@@ -64,7 +66,7 @@ def parts() -> Iterator[Parts]:
     with ExitStack() as stack:
         parts = Parts(stack.enter_context(start_valkey(appendonly=True)), stack.enter_context(start_postgres()))
         migrating = stack.enter_context(parts.command("migrate"))
-        assert migrating.process.wait(60) == 0, migrating.output
+        assert migrating.process.wait(PATIENCE_S) == 0, migrating.output
         parts.api = stack.enter_context(parts.command("api"))
         for name in WORKERS:
             parts.workers[name] = stack.enter_context(parts.command("worker", name))
@@ -85,7 +87,7 @@ def test_a_heartbeat_is_found_recorded_and_in_the_end_offline(parts: Parts) -> N
         details = parts.api.get(f"/api/v1/agents/{agent_id}").json()
         return (capacity["status"], details["status"]) == ("offline", "offline")
 
-    wait_until(offline_everywhere, timeout_s=20, what="the agent to be offline")
+    wait_until(offline_everywhere, what="the agent to be offline")
     assert agent_id not in parts.search()
 
 
@@ -110,7 +112,7 @@ def test_a_record_that_is_away_changes_no_answer_and_loses_nothing(parts: Parts)
         return agent["seq"], agent["resource_metrics"]["gpu_vram_available_gb"]
 
     for agent_id, vram_gb in ((before, 111.0), (after, 211.0)):
-        wait_until(lambda: recorded(agent_id) == (11, vram_gb), timeout_s=30, what="the record to catch up")  # noqa: B023  called at once
+        wait_until(lambda: recorded(agent_id) == (11, vram_gb), what="the record to catch up")  # noqa: B023  called at once
     assert "Traceback" not in parts.workers["recorder"].output
 
 
@@ -119,8 +121,8 @@ def test_a_record_that_is_away_changes_no_answer_and_loses_nothing(parts: Parts)
 def test_a_worker_ends_in_order(parts: Parts, name: str, number: signal.Signals) -> None:
     with parts.command("worker", name) as worker:
         worker.until_printed("Worker runs")
-        assert worker.end(number) < 10
-        assert worker.process.returncode == 0
+        assert worker.end(number) == 0
+        assert "Ending a round that did not finish in time" not in worker.output
         assert "Traceback" not in worker.output
 
 
@@ -138,18 +140,19 @@ def test_an_api_ends_in_order_while_connections_are_open(parts: Parts) -> None:
     with parts.command("api") as second:
         with second.until_ready().client as client:
             assert client.get("/livez").is_success
-            assert second.end(signal.SIGTERM) < 10
+            # Waiting for them would take the 60 s that it may drain.
+            second.end(signal.SIGTERM, timeout_s=40)
         assert "Traceback" not in second.output
 
 
 def test_migrating_twice_changes_nothing(parts: Parts) -> None:
     with parts.command("migrate") as again:
-        assert again.process.wait(60) == 0, again.output
+        assert again.process.wait(PATIENCE_S) == 0, again.output
 
 
 def test_a_record_that_does_not_answer_is_said_without_a_trace(parts: Parts) -> None:
     nobody = f"postgresql://me@127.0.0.1:{free_port()}/headroom"
     with Headroom("migrate", environment={"HEADROOM_DATABASE_URL": nobody}) as migrating:
-        assert migrating.process.wait(60) not in (0, os.EX_CONFIG)
+        assert migrating.process.wait(PATIENCE_S) not in (0, os.EX_CONFIG)
         assert "headroom: The durable record is away" in migrating.output
         assert "Traceback" not in migrating.output

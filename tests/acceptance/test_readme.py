@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.processes import ROOT, Headroom, start_up
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -101,7 +101,7 @@ class Page(NamedTuple):
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=PATIENCE_S,
             env={
                 "PATH": path,
                 "PYTHONPATH": str(ROOT),
@@ -150,7 +150,7 @@ def test_what_is_typed_works_and_answers_in_the_form_shown(page: Page, example: 
         # A heartbeat shows in searches within milliseconds of its 202, in the record within a second.
         return done.returncode == 0 and matches(done.stdout, example.shown)
 
-    wait_until(works, timeout_s=15, what=f"{example.typed} -> {example.shown}")
+    wait_until(works, what=f"{example.typed} -> {example.shown}")
 
 
 def matches(answered: str, shown: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from tests.processes import Headroom, start_up
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SEARCH = "/api/v1/agents/available-capacity"
 GIB = 2**30
@@ -70,7 +70,7 @@ def test_this_machine_is_listed_with_its_true_figures(running: Headroom) -> None
         found: list[dict[str, Any]] = running.get("/api/v1/agents", hostname=socket.gethostname()).json()
         return found
 
-    [agent] = wait_until(listed, timeout_s=30, what="this machine")
+    [agent] = wait_until(listed, what="this machine")
     capacity = running.get(f"/api/v1/agents/{agent['agent_id']}/capacity").json()
     assert capacity["status"] == "online"
     assert capacity["cpu_cores_physical"] == psutil.cpu_count(logical=False)
@@ -99,7 +99,7 @@ def test_a_second_start_with_the_same_data_says_so(
     data_dir = re.search(r"^  Data +(.+)$", running.until_printed("  Data").output, re.MULTILINE)
     assert data_dir is not None
     with start_up(Path(data_dir[1])) as second:
-        assert second.process.wait(30) == 78
+        assert second.process.wait(PATIENCE_S) == 78
         assert (
             f"already runs with the data directory {data_dir[1]} (process {running.process.pid}, {running.url})"
             in (second.output)
@@ -112,28 +112,26 @@ def test_a_second_start_with_the_same_data_says_so(
 def test_a_taken_port_is_said(running: Headroom, tmp_path: Path) -> None:
     port = running.url.rpartition(":")[2]
     with Headroom("up", "--port", port, "--embedded-port", "0", "--data-dir", str(tmp_path)) as second:
-        assert second.process.wait(30) == 78
+        assert second.process.wait(PATIENCE_S) == 78
         assert f"127.0.0.1:{port}" in second.output
         assert "--port" in second.output
         second.until_gone()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_ends_everything_within_10_s(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
     with start_up(tmp_path, "--simulate", "50") as headroom:
         headroom.until_ready().until_printed("50 simulated agents")
         assert len(headroom.family()) >= 8
-        assert headroom.end(number) < 10
-        assert headroom.process.returncode == 0
+        assert headroom.end(number) == 0
         assert not headroom.family()
         assert "Traceback" not in headroom.output
 
 
 def test_a_signal_during_the_start_ends_everything(tmp_path: Path) -> None:
     with start_up(tmp_path) as headroom:
-        wait_until((tmp_path / "valkey" / "valkey.pid").exists, timeout_s=30, what="the embedded server")
-        assert headroom.end(signal.SIGTERM) < 10
-        assert headroom.process.returncode == 0
+        wait_until((tmp_path / "valkey" / "valkey.pid").exists, what="the embedded server")
+        assert headroom.end(signal.SIGTERM) == 0
         assert not headroom.family()
 
 
@@ -142,11 +140,11 @@ def test_kill_9_leaves_no_process_and_the_next_start_has_the_data(tmp_path: Path
         [agent_id] = post_fleet(first.until_ready(), (40.0, 12))
         wait_until(lambda: first.get(f"/api/v1/agents/{agent_id}").status_code == 200, what="the record")
         first.end(signal.SIGKILL)
-        first.until_gone(timeout_s=5)
+        first.until_gone()
     with start_up(tmp_path) as second:
         second.until_ready()
         wait_until(lambda: agent_id in search(second, min_gpu_vram_gb=40), what="the agent of before")
-        assert second.end() < 10
+        assert second.end() == 0
         assert not second.family()
 
 
@@ -162,10 +160,9 @@ def test_a_killed_part_is_started_again(running: Headroom, part: tuple[str, ...]
 def test_a_killed_embedded_server_is_started_again(running: Headroom) -> None:
     [old] = [process for process in running.family() if "valkey" in process.name()]
     old.kill()
-    wait_until(lambda: not old.is_running() and running.get("/readyz").is_success, timeout_s=30, what="another")
+    wait_until(lambda: not old.is_running() and running.get("/readyz").is_success, what="another")
     wait_until(
         lambda: running.post(f"/api/v1/agents/{uuid.uuid4()}/heartbeat", heartbeat(5, 5)).status_code == 202,
-        timeout_s=30,
         what="heartbeats taken again",
     )
 
@@ -193,5 +190,5 @@ def test_answers_heal_after_flushall_and_are_right_and_marked_meanwhile(tmp_path
             assert [agent["agent_id"] for agent in answer.json()] == expected
             return "X-Capacity-Source" not in answer.headers
 
-        wait_until(healed, timeout_s=30, what="answers from the index")
+        wait_until(healed, what="answers from the index")
         post_fleet(headroom, (64.0, 1))

@@ -19,7 +19,7 @@ import redis
 
 from tests.indexing import agent_id
 from tests.processes import Headroom, start_up
-from tests.waiting import wait_until_async
+from tests.waiting import PATIENCE_S, wait_until_async
 
 OTHERS = 5_000
 ROUNDS = 40
@@ -35,7 +35,7 @@ def headroom(tmp_path: Path) -> Iterator[Headroom]:
 @pytest.fixture
 def embedded(headroom: Headroom) -> Iterator[redis.Redis]:
     port = int(headroom.output.partition("redis-cli -p ")[2].split()[0])
-    with redis.Redis(port=port, socket_timeout=5) as client:
+    with redis.Redis(port=port, socket_timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -76,7 +76,7 @@ async def waiters(client: httpx.AsyncClient, least: int) -> None:
         lines = (await client.get("/metrics")).text.splitlines()
         return float(next(line for line in lines if line.startswith("headroom_waiters ")).split()[1]) >= least
 
-    await wait_until_async(enough, timeout_s=60, interval_s=0.05, what=f"{least} waiters")
+    await wait_until_async(enough, interval_s=0.05, what=f"{least} waiters")
 
 
 async def report(client: httpx.AsyncClient, number: int, vram: float) -> None:
@@ -123,7 +123,7 @@ async def test_how_soon_a_waiting_search_is_answered(
     def visible(vram: float) -> bool:
         return embedded.zscore("headroom:desktop:vram", agent_id(1)) == vram
 
-    async with httpx.AsyncClient(base_url=headroom.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=headroom.url, timeout=PATIENCE_S) as client:
         for others in (0, OTHERS):
             thresholds = [1_000.0 + number for number in range(others)]
             async with waiting(port, thresholds, client):
@@ -141,7 +141,7 @@ async def test_nobody_is_lost_through_a_flush_and_the_deaths_of_workers(
     headroom: Headroom, embedded: redis.Redis
 ) -> None:
     port = int(headroom.url.rpartition(":")[2])
-    async with httpx.AsyncClient(base_url=headroom.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=headroom.url, timeout=PATIENCE_S) as client:
         await report(client, 1, 1.0)
         for number, disaster in enumerate(("ingest", "flush", "reaper", "both")):
             base = 100.0 * (number + 1)
@@ -152,7 +152,7 @@ async def test_nobody_is_lost_through_a_flush_and_the_deaths_of_workers(
             if disaster != "flush":
                 headroom.part("worker", "ingest" if disaster == "both" else disaster).kill()
             await report_until_taken(client, 2 + number, base + 99.0)
-            found = await asyncio.wait_for(asyncio.gather(*answers), 60)
+            found = await asyncio.wait_for(asyncio.gather(*answers), PATIENCE_S)
             assert all(agent_id(2 + number) in {row["agent_id"] for row in rows} for rows in found), disaster
             await report_until_taken(client, 2 + number, 0.0)
 
@@ -165,11 +165,11 @@ async def report_until_taken(client: httpx.AsyncClient, number: int, vram: float
             return False
         return True
 
-    await wait_until_async(taken, timeout_s=30, interval_s=0.2, what="a heartbeat that is taken")
+    await wait_until_async(taken, interval_s=0.2, what="a heartbeat that is taken")
 
 
 async def test_an_end_lets_go_of_those_who_wait_and_listen(headroom: Headroom) -> None:
-    async with httpx.AsyncClient(base_url=headroom.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=headroom.url, timeout=PATIENCE_S) as client:
         answers = [
             asyncio.create_task(client.get(SEARCH, params={"min_gpu_vram_gb": 500, "wait_s": 200}))
             for _ in range(5)
@@ -178,9 +178,10 @@ async def test_an_end_lets_go_of_those_who_wait_and_listen(headroom: Headroom) -
             lines = events.aiter_lines()
             assert await anext(lines)
             await waiters(client, 5)
-            took_s = asyncio.create_task(asyncio.to_thread(headroom.end))
+            end = asyncio.create_task(asyncio.to_thread(headroom.end))
+            # All are answered before their own time is up, and nobody is cut off: that would raise.
             async for _ in lines:
                 pass
         for response in await asyncio.gather(*answers):
             assert (response.status_code, response.json()["code"]) == (503, "too_many_waiting")
-    assert await took_s < 4
+    assert await end == 0

@@ -223,7 +223,7 @@ def test_when_the_stream_breaks_it_asks_for_snapshots(
     page.route("**/api/v1/events*", lambda route: route.fulfill(status=503, body="{}"))
     house.part("api").terminate()
     page.locator("#link-state[data-state=polling]").wait_for()
-    wait_until(lambda: is_ready(house), timeout_s=30, what="the API")
+    wait_until(lambda: is_ready(house), what="the API")
     send(house, report(agent_id, vram=21.0, cores=4, pool_name="broken stream"))
     expect(page.locator("#list")).to_contain_text("21 / 42 GB", timeout=30_000)
     page.unroute("**/api/v1/events*")
