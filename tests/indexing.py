@@ -18,7 +18,7 @@ from workers.ingest import Ingest
 def index_settings(redis_url: str, **changes: Any) -> Settings:
     quick = {"stream_block_s": 0.01, "takeover_after_s": 0.05}
     # A busy machine is no outage.
-    patient = {"redis_timeout_s": 10.0, "stream_timeout_s": 15.0}
+    patient = {"redis_timeout_s": 30.0, "stream_timeout_s": 60.0}
     return Settings.model_validate({"redis_url": redis_url, **quick, **patient, **changes})
 
 

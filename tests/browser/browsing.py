@@ -74,8 +74,8 @@ def is_unreachable(fault: str) -> bool:
     return "net::ERR_" in fault or "503 (Service Unavailable)" in fault
 
 
-def until_live(page: Page, *, timeout_s: float = 20) -> None:
-    page.locator("#link-state[data-state=live]").wait_for(timeout=timeout_s * 1000)
+def until_live(page: Page) -> None:
+    page.locator("#link-state[data-state=live]").wait_for()
 
 
 def report(agent_id: str, *, vram: float, cores: int, **fields: Any) -> dict[str, Any]:

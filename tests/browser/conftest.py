@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.browsing import Watch, can_install_chromium, chromium, find_chromium
 from tests.processes import Headroom, start_up
+from tests.waiting import PATIENCE_S
 
 _MISSING = "No Chromium was found: the dashboard and the widgets were NOT tested in a browser."
 
@@ -34,6 +35,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def browser() -> Iterator[Browser]:
     if not find_chromium():
         pytest.fail(f"{_MISSING} scripts/browser installs it.")
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with chromium() as running:
         yield running
 
@@ -76,7 +78,7 @@ def open_page(browser: Browser, house: Headroom, watches: list[Watch]) -> Iterat
         contexts.append(context)
         watches.append(Watch(context, host=at.removeprefix("http://")))
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(1000 * PATIENCE_S)
         page.goto(path)
         return page
 

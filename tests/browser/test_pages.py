@@ -52,7 +52,7 @@ def settled(page: Page) -> None:
         until_live(page)
     page.wait_for_load_state("load")
     if page.locator("rapi-doc").count():
-        page.get_by_text("/api/v1/agents/available-capacity").first.wait_for(timeout=30_000)
+        page.get_by_text("/api/v1/agents/available-capacity").first.wait_for()
     page.wait_for_timeout(700)
 
 
@@ -128,7 +128,7 @@ def test_the_theme_is_kept(open_page: Open) -> None:
 def test_the_description_of_the_api_needs_no_other_host(open_page: Open) -> None:
     page = open_page("/docs")
     until_live(page)
-    expect(page.get_by_text("/api/v1/agents/available-capacity").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("/api/v1/agents/available-capacity").first).to_be_visible()
 
 
 def test_everything_together_weighs_less_than_150_kb(house: Headroom) -> None:

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.browsing import Watch, report, until_live
 from tests.processes import Headroom
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 Open = Callable[..., Page]
 
@@ -50,7 +50,7 @@ def other_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
             yield tmp_path, f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
-            thread.join(5)
+            thread.join(PATIENCE_S)
 
 
 def test_each_widget_shows_its_figures(house: Headroom, agent_id: str, open_page: Open) -> None:
@@ -76,7 +76,7 @@ def test_a_widget_follows_what_happens(house: Headroom, open_page: Open) -> None
     expect(page.locator("#widget")).to_contain_text("0 agents fit")
     beat = report(str(uuid.uuid4()), vram=8.0, cores=4, pool_name="follows")
     assert house.post("/api/v1/heartbeats", {"heartbeats": [beat]}).status_code == 202
-    expect(page.locator("#widget")).to_contain_text("1 agent fits", timeout=10_000)
+    expect(page.locator("#widget")).to_contain_text("1 agent fits")
 
 
 def test_the_gallery_shows_each_with_lines_that_work(house: Headroom, agent_id: str, open_page: Open) -> None:

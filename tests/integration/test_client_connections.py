@@ -18,7 +18,7 @@ from app.client import AsyncCapacityClient, CapacityClient, IndexUnavailableErro
 from tests.faults.proxy import Proxy
 from tests.planning import KINDS, api, fill, numbers
 from tests.servers import ValkeyServer
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_one_lookup_at_most_waits_for_what_a_firewall_forgot(redis_url: str, val
     with Proxy(valkey_server.port) as proxy, CapacityClient(proxied(proxy), timeout_s=1.0) as client:
 
         def ask(_: object) -> list[int]:
-            together.wait(10)
+            together.wait(PATIENCE_S)
             return numbers(client.find(40))
 
         proxy.reply_delay_s = 0.02
@@ -117,15 +117,15 @@ def test_an_http_connection_that_is_cut_during_a_call_is_made_anew(kind: str) ->
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
         async def ask_twice() -> list[Any]:
-            async with AsyncCapacityClient(url, timeout_s=10.0) as client:
+            async with AsyncCapacityClient(url, timeout_s=PATIENCE_S) as client:
                 return [await client.find(), await client.find()]
 
         if kind == "asyncio":
             assert asyncio.run(ask_twice()) == [[], []]
         else:
-            with CapacityClient(url, timeout_s=10.0) as client:
+            with CapacityClient(url, timeout_s=PATIENCE_S) as client:
                 assert [client.find(), client.find()] == [[], []]
-        server.join(10)
+        server.join(PATIENCE_S)
         assert not server.is_alive()
 
 
@@ -133,7 +133,7 @@ def test_a_cancelled_call_leaves_nothing_behind(redis_url: str, valkey_server: V
     fill(redis_url)
 
     async def cancelled_then_asked() -> tuple[list[int], int]:
-        async with AsyncCapacityClient(redis_url, timeout_s=10.0) as client:
+        async with AsyncCapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
             await client.count()
             valkey_server.pause()
             try:
@@ -155,7 +155,7 @@ def test_a_cancelled_call_leaves_nothing_behind(redis_url: str, valkey_server: V
 def test_threads_share_a_client(redis_url: str, valkey_server: ValkeyServer) -> None:
     fill(redis_url)
     answers: list[list[int]] = []
-    with CapacityClient(redis_url, timeout_s=10.0) as client:
+    with CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
 
         def ask_often() -> None:
             answers.extend(numbers(client.find(gb)) for gb in (12, 16, 24, 80) * 25)
@@ -180,7 +180,7 @@ FORKING = """
     import os, sys
     from app.client import CapacityClient
 
-    client = CapacityClient(sys.argv[1], timeout_s=10.0)
+    client = CapacityClient(sys.argv[1], timeout_s=60.0)
     assert len(client.find(12)) == 4
     reading, writing = os.pipe()
     child = os.fork()
@@ -213,7 +213,7 @@ def test_a_forked_child_has_connections_of_its_own(way: str, redis_url: str, sql
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
     assert done.returncode == 0, done.stderr
 

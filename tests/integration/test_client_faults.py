@@ -60,7 +60,7 @@ def test_while_redis_is_away_the_api_answers_from_the_record(
 ) -> None:
     fill_record(sqlite_record_url)
     with api(valkey.url, sqlite_record_url) as api_url:
-        ask = asker(kind, valkey.url, fallback=api_url, timeout_s=10.0)
+        ask = asker(kind, valkey.url, fallback=api_url, timeout_s=PATIENCE_S)
         query = CapacityQuery(min_gpu_vram_gb=12.0)
         assert ask(lambda client: client.search(query)).source == "index"
         valkey.kill()
@@ -84,7 +84,7 @@ def test_an_emptied_redis_gives_no_empty_answers(kind: str, valkey: ValkeyServer
             alone(lambda client: client.count(40))
         with pytest.raises(IndexRebuildingError):
             alone(lambda client: client.get(agent_id(4)))
-        page = asker(kind, valkey.url, fallback=api_url, timeout_s=10.0)(
+        page = asker(kind, valkey.url, fallback=api_url, timeout_s=PATIENCE_S)(
             lambda client: client.search(CapacityQuery(min_gpu_vram_gb=40.0))
         )
         assert (numbers(page.agents), page.source) == ([4], "record")
@@ -97,7 +97,7 @@ def test_while_the_api_is_away_the_index_answers(kind: str, valkey: ValkeyServer
 
 def test_an_api_that_stops_between_two_calls(valkey: ValkeyServer, sqlite_record_url: str) -> None:
     with api(valkey.url, sqlite_record_url) as api_url:
-        client = CapacityClient(api_url, fallback=valkey.url, timeout_s=10.0)
+        client = CapacityClient(api_url, fallback=valkey.url, timeout_s=PATIENCE_S)
         assert numbers(client.find(40)) == [4]
     with client:
         assert numbers(client.find(40)) == [4]
@@ -111,7 +111,7 @@ def test_both_ways_away_says_why(kind: str, sqlite_record_url: str) -> None:
     assert away.value.code == "unavailable"
     assert isinstance(away.value.__cause__, IndexUnavailableError)
     with api(nobody, sqlite_record_url) as api_url, pytest.raises(CapacityUnknownError) as unknown:
-        asker(kind, nobody, fallback=api_url, timeout_s=10.0)(lambda client: client.find())
+        asker(kind, nobody, fallback=api_url, timeout_s=PATIENCE_S)(lambda client: client.find())
     assert unknown.value.retry_after_s is not None
 
 
@@ -156,7 +156,7 @@ def test_a_hanging_redis_is_given_up_after_the_timeout(
 
 
 def test_a_restarted_server_is_not_trusted_before_it_was_rebuilt(valkey: ValkeyServer) -> None:
-    with CapacityClient(valkey.url, timeout_s=10.0) as client:
+    with CapacityClient(valkey.url, timeout_s=PATIENCE_S) as client:
         assert numbers(client.find(40)) == [4]
         valkey.restart()
         # Its data is all there, and may be a second older than what it had acknowledged.
@@ -173,7 +173,7 @@ async def test_a_restarted_server_with_asyncio(valkey_url: str) -> None:
     server = await asyncio.to_thread(start_valkey, appendonly=True)
     with server:
         await asyncio.to_thread(fill, server.url)
-        async with AsyncCapacityClient(server.url, timeout_s=10.0) as client:
+        async with AsyncCapacityClient(server.url, timeout_s=PATIENCE_S) as client:
             assert numbers(await client.find(40)) == [4]
             await asyncio.to_thread(server.restart)
             with pytest.raises(IndexRebuildingError):
@@ -188,8 +188,8 @@ async def test_a_server_that_was_replaced_is_left(valkey: ValkeyServer, valkey_u
     with await asyncio.to_thread(start_valkey) as newer, Proxy(valkey.port) as proxy:
         await asyncio.to_thread(fill, newer.url, heartbeats=fleet)
         url = f"redis://127.0.0.1:{proxy.port}"
-        async with AsyncCapacityClient(url, timeout_s=10.0) as tasks:
-            with CapacityClient(url, timeout_s=10.0) as client:
+        async with AsyncCapacityClient(url, timeout_s=PATIENCE_S) as tasks:
+            with CapacityClient(url, timeout_s=PATIENCE_S) as client:
                 assert numbers(await asyncio.to_thread(client.find, 40)) == numbers(await tasks.find(40)) == [4]
                 proxy.target = newer.port
                 with valkey.client() as old, newer.client() as new:

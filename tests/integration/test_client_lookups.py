@@ -43,7 +43,7 @@ def url(request: pytest.FixtureRequest, valkey_server: ValkeyServer, redis_url: 
 
 @pytest.fixture(params=KINDS)
 def ask(request: pytest.FixtureRequest, url: str) -> Ask:
-    return asker(request.param, url, timeout_s=10.0)
+    return asker(request.param, url, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_all_ways_give_the_same_answers(
     fill(redis_url, heartbeats=fleet)
     sweep(redis_url)
     with api(redis_url, sqlite_record_url) as api_url:
-        clients = [CapacityClient(url, timeout_s=10.0) for url in (redis_url, api_url)]
+        clients = [CapacityClient(url, timeout_s=PATIENCE_S) for url in (redis_url, api_url)]
         for _ in range(60):
             wanted: dict[str, Any] = {
                 "min_gpu_vram_gb": chance.choice([0.0, 0.5, 8.0, 23.99, 24, 80]),

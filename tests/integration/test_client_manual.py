@@ -35,7 +35,7 @@ CALLS = ("find", "search", "count", "get", "explain", "fit", "summary", "events"
 def test_the_examples_do_what_they_say(name: str, redis_url: str, sqlite_record_url: str) -> None:
     fill(redis_url)
     sweep(redis_url)
-    with api(redis_url, sqlite_record_url) as api_url, CapacityClient(redis_url, timeout_s=10.0) as client:
+    with api(redis_url, sqlite_record_url) as api_url, CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
         test = EXAMPLES[name]
         for example in test.examples:
             for documented, real in (("redis://127.0.0.1:6390", redis_url), ("http://127.0.0.1:8000", api_url)):

@@ -16,6 +16,10 @@ from app.models.identity import StreamId
 from tests.indexing import apply_everything, index_settings, opened_index
 from tests.planning import KINDS, api, asker, fill, machine, number, numbers, report, sweep
 from tests.servers import free_port
+from tests.waiting import PATIENCE_S
+
+FOR_EVER_S = 300
+"""The longest wait there is: a search that waits to its end meets pytest's limit first."""
 
 
 @pytest.fixture
@@ -36,15 +40,15 @@ def later(action: Callable[[], None], *, after_s: float = 0.3) -> threading.Time
 @pytest.mark.parametrize("way", ["redis", "http"])
 def test_a_search_waits_until_something_fits(ways: dict[str, str], kind: str, way: str) -> None:
     ask = asker(kind, ways[way], timeout_s=0.5)
-    assert numbers(ask(lambda client: client.find(40, wait_s=30))) == [4]
+    assert numbers(ask(lambda client: client.find(40, wait_s=FOR_EVER_S))) == [4]
+    assert ask(lambda client: client.find(100, 8)) == []
+    # After more than the client's own limit for an answer.
     timer = later(lambda: report(ways["redis"], machine(2, 90.0, 4), machine(3, 200.0, 8)), after_s=1.2)
-    started = time.monotonic()
-    assert numbers(ask(lambda client: client.find(100, 8, wait_s=30))) == [3]
-    assert 0.8 < time.monotonic() - started < 15
+    assert numbers(ask(lambda client: client.find(100, 8, wait_s=FOR_EVER_S))) == [3]
     timer.join()
     started = time.monotonic()
     assert ask(lambda client: client.find(1000, wait_s=0.7)) == []
-    assert 0.6 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,16 +96,16 @@ def test_events_are_told_and_resumed(ways: dict[str, str], way: str) -> None:
     report(
         ways["redis"], machine(21, 5.0, 1, pool_name="p"), machine(22, 6.0, 1), machine(23, 7.0, 1, pool_name="p")
     )
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert [(change.kind, number(change.agent_id or "")) for change in told] == [  # type: ignore[arg-type]  # is one
         (ChangeKind.CAPACITY, 21),
         (ChangeKind.CAPACITY, 23),
     ]
     again, thread = listened(ways[way], 2, after=str(told[0].version))
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert [number(change.agent_id or "") for change in again] == [22, 23]  # type: ignore[arg-type]  # as above
     everything, thread = listened(ways[way], 1, after=StreamId(0))
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert everything[0].kind is ChangeKind.RESET
 
 

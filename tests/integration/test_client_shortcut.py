@@ -47,7 +47,7 @@ def asked(redis_url: str, valkey_server: ValkeyServer) -> Iterator[Asked]:
     """Over the fleet, without the silent one."""
     fill(redis_url)
     sweep(redis_url)
-    with CapacityClient(redis_url, timeout_s=10.0) as client:
+    with CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
         client.count()  # learns the epoch
         asked = Asked(client, valkey_server)
         asked.commands()
@@ -91,7 +91,7 @@ def test_both_ways_give_the_same_answers(redis_url: str) -> None:
     ]
     fill(redis_url, heartbeats=fleet)
     sweep(redis_url)
-    with CapacityClient(redis_url, timeout_s=10.0) as client:
+    with CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
         for _ in range(200):
             query = CapacityQuery(
                 min_gpu_vram_gb=chance.choice([0.0, 0.25, 7.99, 8.0, 8.01, 24.0, 80.0]),
@@ -109,7 +109,7 @@ def test_both_ways_give_the_same_answers(redis_url: str) -> None:
 
 def test_with_asyncio_too(asked: Asked, redis_url: str) -> None:
     async def ask() -> list[list[int]]:
-        async with AsyncCapacityClient(redis_url, timeout_s=10.0) as client:
+        async with AsyncCapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
             await client.count()
             asked.commands()
             return [numbers(await client.find(12, cores, limit=9)) for cores in (8, 12, 13)]
@@ -121,7 +121,7 @@ def test_with_asyncio_too(asked: Asked, redis_url: str) -> None:
 def test_more_is_said_as_the_script_says_it(redis_url: str) -> None:
     fill(redis_url, heartbeats=[machine(number, 8.0, 8) for number in range(5)])
     sweep(redis_url)
-    index = DirectIndex(redis_url, timeout_s=10.0)
+    index = DirectIndex(redis_url, timeout_s=PATIENCE_S)
     for limit in (1, 4, 5, 6):
         query = CapacityQuery(min_gpu_vram_gb=8.0, limit=limit)
         pages = [index.find(query), index.find(query), index.find(query, with_total=True)]
@@ -181,7 +181,7 @@ def test_a_server_that_refuses_is_asked_by_script_from_then_on(
         )
     try:
         url = f"redis://planner:secret@127.0.0.1:{valkey_server.port}/0"
-        with CapacityClient(url, timeout_s=10.0) as client:
+        with CapacityClient(url, timeout_s=PATIENCE_S) as client:
             client.count()
             asked.commands()
             for cores in (8, 8, 12, 8):
@@ -212,7 +212,7 @@ def test_an_agent_that_moves_between_two_sets_is_found_once(redis_url: str) -> N
     mover = threading.Thread(target=lambda: asyncio.run(move_about()))
     mover.start()
     try:
-        with CapacityClient(redis_url, timeout_s=10.0) as client:
+        with CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
             answers = [numbers(client.find(12, 12, limit=5)) for _ in range(500)]
     finally:
         done.set()
@@ -247,7 +247,7 @@ def test_an_injected_clock_counts(redis_url: str) -> None:
             await apply_everything(index)
 
     asyncio.run(filled())
-    index = DirectIndex(redis_url, timeout_s=10.0, clock=clock)
+    index = DirectIndex(redis_url, timeout_s=PATIENCE_S, clock=clock)
     query = CapacityQuery(limit=1)
     assert [numbers(index.find(query).agents) for _ in range(2)] == [[SILENT], [SILENT]]
     clock.advance(91)

@@ -244,7 +244,7 @@ async def test_agents_left_in_the_future_of_a_clock_set_back_once_more_are_dated
     clock.jump(-3600)
     assert await index.upkeep.note_jump(-3_600_000)
     clock.jump(-600)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await ClockWatch(index.upkeep).look()
     client = index.capacity._client
     assert await client.zcount(index.keys.seen, f"({clock.now_ms()}", "+inf") == 0

@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def _client(server: EmbeddedValkey) -> redis.Redis:
-    return redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=2)
+    return redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=PATIENCE_S)
 
 
 async def test_data_survives_an_orderly_stop(settings: Settings) -> None:

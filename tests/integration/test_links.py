@@ -29,7 +29,7 @@ def proxy(redis_url: str, valkey_server: ValkeyServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[AsyncCapacityClient]:
-    async with AsyncCapacityClient(f"redis://127.0.0.1:{proxy.port}", timeout_s=10.0) as asked:
+    async with AsyncCapacityClient(f"redis://127.0.0.1:{proxy.port}", timeout_s=PATIENCE_S) as asked:
         yield asked
 
 

@@ -65,7 +65,7 @@ def test_the_functions_answer_as_the_client_does(redis_cli: Any, redis_url: str)
     ]
     fill(redis_url, heartbeats=fleet)
     sweep(redis_url)
-    with CapacityClient(redis_url, timeout_s=10.0) as client:
+    with CapacityClient(redis_url, timeout_s=PATIENCE_S) as client:
         for _ in range(80):
             vram = chance.choice(["0", "0.5", "8", "23.99", "24.0", "80"])
             cores, limit = chance.randrange(1, 72), chance.choice([1, 3, 100])

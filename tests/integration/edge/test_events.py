@@ -21,7 +21,7 @@ from app.telemetry import LISTENERS, LISTENERS_DROPPED, WAITERS, WAITERS_VRAM_BY
 from tests.indexing import agent_id, apply_everything, heartbeat, opened_index
 from tests.logs import moment
 from tests.serving import exchange, http_request
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SEARCH = "/api/v1/agents/available-capacity"
 
@@ -40,7 +40,7 @@ class Listening:
         self.ended = False
         self._port, self._query = port, query
         self._headers = {} if last is None else {"Last-Event-ID": last}
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -67,7 +67,7 @@ class Listening:
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
+        self._thread.join(PATIENCE_S)
         self._socket.close()
 
     def kinds(self) -> list[str]:
@@ -212,8 +212,8 @@ async def test_who_does_not_read_is_dropped_and_nobody_else_notices(port: int, i
 
 
 async def test_a_waiting_search_is_answered_when_something_fits(port: int, index: Index) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        query = {"min_gpu_vram_gb": 200, "wait_s": 15}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+        query = {"min_gpu_vram_gb": 200, "wait_s": 300}
         waiting = [asyncio.create_task(client.get(SEARCH, params=query)) for _ in range(5)]
         await asyncio.to_thread(wait_until, lambda: WAITERS._value.get() == 5)
         assert WAITERS_VRAM_BYTES._value.get() == 5 * 200 * 2**30

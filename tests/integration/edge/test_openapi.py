@@ -66,6 +66,6 @@ def test_an_operation_answers_as_described(port: int, label: str, mode: Generati
         if isinstance(wait_s, int | float) and 0 < wait_s <= 300:
             case.query["wait_s"] = 0.01
         base_url = f"http://127.0.0.1:{port}"
-        case.call_and_validate(base_url=base_url, timeout=20, excluded_checks=EXCLUDED.get(label))
+        case.call_and_validate(base_url=base_url, timeout=PATIENCE_S, excluded_checks=EXCLUDED.get(label))
 
     answers()
