@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.servers import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 from workers.host_agent.probes.devices import Sample
 from workers.host_agent.probes.gpu import Gpus
 
-DEADLINE_S = 1.0
+HASTY_S = 1.0
+"""A deadline for what hangs; others have all the time they need."""
 
 
-def open_gpus(host_root: Path, *, restart_s: float = 0.05) -> Gpus:
+def open_gpus(host_root: Path, *, deadline_s: float = PATIENCE_S, restart_s: float = 0.05) -> Gpus:
     return Gpus(
         vendors=("nvidia",),
         host_root=host_root,
-        deadline_s=DEADLINE_S,
-        start_s=15.0,
+        deadline_s=deadline_s,
+        start_s=PATIENCE_S,
         restart_s=restart_s,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 
 from tests.children import children
 from tests.fake_nvml import GIB, TITAN, FakeNvml
-from tests.gpus import DEADLINE_S, open_gpus, sample, sampled_until
-from tests.servers import wait_until
+from tests.gpus import HASTY_S, open_gpus, sample, sampled_until
+from tests.waiting import PATIENCE_S, wait_until
 from workers.host_agent.probes.devices import Sample, best
 from workers.host_agent.probes.gpu import Gpus
 
@@ -131,20 +130,17 @@ def test_an_error_code_is_a_reason_and_the_gpu_returns(
     assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
 
 
-def test_a_call_that_never_returns_costs_one_deadline(gpus: Gpus, nvml: FakeNvml) -> None:
+def test_a_call_that_never_returns_costs_one_deadline(nvml: FakeNvml) -> None:
+    gpus = open_gpus(nvml.host_root, deadline_s=HASTY_S)
     assert sample(gpus).devices
     (first,) = children()
     nvml.say({**TITAN, "memory": "hang"})
-    started = time.monotonic()
-    found = sample(gpus)
-    assert DEADLINE_S <= time.monotonic() - started < DEADLINE_S + 1
-    assert found == Sample([], ["nvidia: no answer within 1 s"])
+    assert sample(gpus) == Sample([], ["nvidia: no answer within 1 s"])
     assert not first.is_running()
-    # Nobody waits for the next child, which hangs as well.
+    # Nobody waits for the next child, which hangs as well: here that would be for ever.
+    gpus._probes["nvidia"]._deadline_s = 3600.0
     for _ in range(5):
-        started = time.monotonic()
         found = sample(gpus)
-        assert time.monotonic() - started < 0.3
         assert found.devices == []
         assert found.reasons
     nvml.say(TITAN)
@@ -152,6 +148,8 @@ def test_a_call_that_never_returns_costs_one_deadline(gpus: Gpus, nvml: FakeNvml
     for child in children():
         child.kill()
     assert sampled_until(gpus, lambda again: bool(again.devices)).reasons == []
+    gpus.close()
+    assert children() == []
 
 
 def test_a_driver_that_hangs_from_the_start_holds_up_only_the_first_sample(
@@ -162,13 +160,11 @@ def test_a_driver_that_hangs_from_the_start_holds_up_only_the_first_sample(
     gpus = Gpus(
         vendors=("nvidia",),
         host_root=nvml.host_root,
-        deadline_s=DEADLINE_S,
+        deadline_s=HASTY_S,
         start_s=2.0,
         restart_s=0.05,
     )
-    started = time.monotonic()
     assert sample(gpus) == Sample([], ["nvidia: the driver has not answered yet"])
-    assert time.monotonic() - started < 2
     (first,) = children()
     assert sampled_until(
         gpus, lambda found: "within 2 s of its start" in found.reasons[0] or not first.is_running()
@@ -282,7 +278,7 @@ def test_a_gpu_that_sleeps_at_the_start_is_woken_once_to_be_known(gpus: Gpus, nv
 def test_a_late_vendor_does_not_cost_another_its_answer(nvml: FakeNvml) -> None:
     add_amd_card(nvml.host_root)
     gpus = Gpus(
-        vendors=("nvidia", "amd"), host_root=nvml.host_root, deadline_s=DEADLINE_S, start_s=15.0, restart_s=0.05
+        vendors=("nvidia", "amd"), host_root=nvml.host_root, deadline_s=HASTY_S, start_s=PATIENCE_S, restart_s=0.05
     )
     assert {device.vendor for device in sample(gpus).devices} == {"nvidia", "amd"}
     nvml.say({**TITAN, "memory": "hang"})

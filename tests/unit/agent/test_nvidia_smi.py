@@ -11,18 +11,18 @@ import psutil
 import pytest
 
 from tests.children import children
-from tests.gpus import open_gpus, sample, sampled_until
-from tests.servers import wait_until
+from tests.gpus import HASTY_S, open_gpus, sample, sampled_until
+from tests.waiting import PATIENCE_S, wait_until
 from workers.host_agent.probes.devices import Sample
 from workers.host_agent.probes.gpu import Gpus
 
 
 @pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gpus]]:
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Gpus]]:
     """Installs an nvidia-smi with the given shell script, on a machine without the library."""
     opened = []
 
-    def install(script: str) -> Gpus:
+    def install(script: str, *, deadline_s: float = PATIENCE_S) -> Gpus:
         tool = tmp_path / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
         tool.write_text(f"#!/bin/sh\n{script}\n")
@@ -32,7 +32,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         (host_root / "dev").mkdir(parents=True)
         (host_root / "dev/nvidiactl").touch()
         (host_root / "proc").symlink_to("/proc")
-        opened.append(open_gpus(host_root))
+        opened.append(open_gpus(host_root, deadline_s=deadline_s))
         return opened[0]
 
     yield install
@@ -71,9 +71,9 @@ def test_nvidia_smi_without_memory_of_its_own(smi: Callable[[str], Gpus]) -> Non
     assert gpu.total_mib == psutil.virtual_memory().total >> 20
 
 
-def test_an_nvidia_smi_that_hangs_goes_with_its_child(smi: Callable[[str], Gpus], tmp_path: Path) -> None:
+def test_an_nvidia_smi_that_hangs_goes_with_its_child(smi: Callable[..., Gpus], tmp_path: Path) -> None:
     slow = tmp_path / "slow"
-    gpus = smi(f"test -e {slow} && sleep 1000\necho '0, GPU-a, Titan, 100, 90, [N/A]'")
+    gpus = smi(f"test -e {slow} && sleep 1000\necho '0, GPU-a, Titan, 100, 90, [N/A]'", deadline_s=HASTY_S)
     assert sample(gpus).devices
     slow.touch()
     assert sample(gpus) == Sample([], ["nvidia: no answer within 1 s"])
