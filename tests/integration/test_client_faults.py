@@ -27,6 +27,7 @@ from tests.faults.proxy import Proxy
 from tests.indexing import agent_id, index_settings, opened_index
 from tests.planning import KINDS, SILENT, api, asker, fill, fill_record, machine, numbers
 from tests.servers import ValkeyServer, free_port, start_valkey
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,6 +26,7 @@ from app.client import (
 from tests.indexing import agent_id
 from tests.planning import KINDS, SILENT, Ask, api, asker, fill, machine, numbers, sweep
 from tests.servers import ValkeyServer
+from tests.waiting import PATIENCE_S
 
 WAYS = ("redis", "unix", "http")
 

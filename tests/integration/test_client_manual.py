@@ -10,6 +10,7 @@ import pytest
 import app.client
 from app.client import AsyncCapacityClient, CapacityClient
 from tests.planning import api, fill, sweep
+from tests.waiting import PATIENCE_S
 
 _FINDER = doctest.DocTestFinder(exclude_empty=True)
 EXAMPLES = {

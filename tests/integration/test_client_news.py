@@ -9,14 +9,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from app.client import AsyncCapacityClient, CapacityClient, Change, ChangeKind, InvalidQueryError, UnavailableError
 from app.index.opening import Index
 from app.models.identity import StreamId
+from app.telemetry import LISTENERS
 from tests.indexing import apply_everything, index_settings, opened_index
 from tests.planning import KINDS, api, asker, fill, machine, number, numbers, report, sweep
 from tests.servers import free_port
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until, wait_until_async
 
 FOR_EVER_S = 300
 """The longest wait there is: a search that waits to its end meets pytest's limit first."""
@@ -89,10 +91,17 @@ def listened(url: str, count: int, **options: Any) -> tuple[list[Change], thread
     return told, thread
 
 
+def reads_the_feed(redis_url: str) -> bool:
+    """Whether a client without the API waits for the next change, and so will miss none."""
+    with redis.Redis.from_url(redis_url) as plain:
+        return ("headroom-client", "xread") in [(one["name"], one["cmd"]) for one in plain.client_list()]
+
+
 @pytest.mark.parametrize("way", ["redis", "http"])
 def test_events_are_told_and_resumed(ways: dict[str, str], way: str) -> None:
     told, thread = listened(ways[way], 2, kinds=["capacity"], pool_name="p")
-    time.sleep(0.5)
+    listens = (lambda: LISTENERS._value.get() == 1) if way == "http" else (lambda: reads_the_feed(ways["redis"]))
+    wait_until(listens, what="the listener")
     report(
         ways["redis"], machine(21, 5.0, 1, pool_name="p"), machine(22, 6.0, 1), machine(23, 7.0, 1, pool_name="p")
     )
@@ -178,8 +187,8 @@ async def index(redis_url: str) -> AsyncIterator[Index]:
 
 async def test_a_wait_without_the_api_survives_the_loss_of_the_feed(index: Index, redis_url: str) -> None:
     async with AsyncCapacityClient(redis_url, timeout_s=0.5) as client:
-        waiting = asyncio.create_task(client.find(8, wait_s=30))
-        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(client.find(8, wait_s=FOR_EVER_S))
+        await wait_until_async(lambda: reads_the_feed(redis_url), what="a search that waits")
         await index.capacity._client.delete(index.keys.events)
         await index.log.append([machine(1, 16.0, 4)])
         await apply_everything(index)

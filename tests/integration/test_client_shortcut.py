@@ -19,6 +19,7 @@ from app.models.identity import AgentId, StreamId
 from tests.indexing import agent_id, apply_everything, index_settings, opened_index
 from tests.planning import SILENT, fill, machine, numbers, sweep
 from tests.servers import ValkeyServer
+from tests.waiting import PATIENCE_S
 
 KEYS = Keys()
 

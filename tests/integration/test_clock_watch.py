@@ -18,6 +18,7 @@ from app.record import open_record
 from tests.consistency import assert_index_consistent
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.silence import OFFLINE_AFTER_S, found, reaper, report, status, transitions
+from tests.waiting import PATIENCE_S
 from workers.clock_watch import ClockWatch
 from workers.process import _loops
 

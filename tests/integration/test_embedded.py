@@ -20,6 +20,7 @@ from app.index.embedded import EmbeddedValkey
 from app.lockfile import LockFile, LockHeldError
 from app.settings import Settings
 from tests.servers import wait_until
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture

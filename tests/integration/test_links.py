@@ -15,7 +15,7 @@ from tests.faults import proxy as proxies
 from tests.faults.proxy import Proxy
 from tests.planning import fill, machine, numbers
 from tests.servers import ValkeyServer
-from tests.waiting import wait_until_async
+from tests.waiting import PATIENCE_S, wait_until_async
 
 FLEET = 60
 

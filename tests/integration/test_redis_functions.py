@@ -21,6 +21,7 @@ from app.models.identity import StreamId
 from tests.indexing import agent_id, index_settings, opened_index
 from tests.planning import GOODBYE, SILENT, fill, machine, sweep
 from tests.servers import ValkeyServer, start_valkey
+from tests.waiting import PATIENCE_S
 
 ROW = re.compile(
     r"(?P<agent_id>\S+) vram_gb=(?P<vram_gb>[0-9.e+-]+) cores=(?P<cores>\d+) load_1min=(?P<load>[0-9.]+) "

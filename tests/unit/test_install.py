@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("scripts/install", "scripts/run", "scripts/lint", "scripts/test", "scripts/lock", ".ci/run")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -68,7 +70,7 @@ def test_an_old_python_is_said_and_what_to_do(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     assert "Python 3.11 or newer is needed, and python3 here is Python 3.9.2" in done.stderr
@@ -79,4 +81,4 @@ def test_an_old_python_is_said_and_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", [*SCRIPTS, "scripts/faults"])
 def test_scripts_are_sound_and_can_be_executed(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
-    subprocess.run(["bash", "-n", ROOT / script], check=True, timeout=10)
+    subprocess.run(["bash", "-n", ROOT / script], check=True, timeout=PATIENCE_S)

@@ -9,6 +9,7 @@ import pytest
 from app.errors import StartupRefusedError
 from app.listener import address_of, listen
 from app.settings import Settings
+from tests.waiting import PATIENCE_S
 
 
 def test_port_0_picks_one_and_the_address_names_it() -> None:
@@ -16,7 +17,7 @@ def test_port_0_picks_one_and_the_address_names_it() -> None:
         port = listener.getsockname()[1]
         assert port > 0
         assert address_of(listener) == f"http://127.0.0.1:{port}"
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S):
             pass
 
 

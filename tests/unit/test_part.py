@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from app.errors import StartupRefusedError
+from tests.waiting import PATIENCE_S
 from workers import part as module
 from workers.part import Command, keep
 
@@ -44,7 +45,7 @@ async def test_a_part_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.001)
     part = Scripted(1, -9, 0)
     keeping = asyncio.create_task(keep(part))
-    await asyncio.wait_for(part.stays.wait(), 5)
+    await asyncio.wait_for(part.stays.wait(), PATIENCE_S)
     assert part.starts == 4
     keeping.cancel()
 
@@ -58,7 +59,7 @@ async def test_the_pause_between_starts_grows_and_is_bounded(monkeypatch: pytest
     monkeypatch.setattr(asyncio, "sleep", no_sleep)
     part = Scripted(*[1] * 9)
     keeping = asyncio.create_task(keep(part))
-    await asyncio.wait_for(part.stays.wait(), 5)
+    await asyncio.wait_for(part.stays.wait(), PATIENCE_S)
     assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
     keeping.cancel()
 

@@ -10,6 +10,7 @@ import pytest
 
 from app.errors import IndexUnavailableError
 from app.models.agent import RecordedState
+from tests.waiting import PATIENCE_S
 from workers import rebuild
 from workers.rebuild import Rebuild
 
@@ -59,12 +60,12 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("answers", [[True], [True, IndexUnavailableError(), True]])
 async def test_the_lease_is_renewed_while_a_page_lasts(answers: Sequence[bool | Exception]) -> None:
     leased = Leased(answers, lasts=4)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert await leased.rebuild.rebuild()
 
 
 async def test_who_lost_the_lease_leaves_the_epoch_to_the_other() -> None:
     leased = Leased([True, False], lasts=2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert not await leased.rebuild.rebuild()
     leased.upkeep.open_epoch.assert_not_awaited()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
 from app.errors import RecordUnavailableError, StartupRefusedError
+from tests.waiting import PATIENCE_S
 from workers.runner import LoopEndedError, Runner
 
 
@@ -42,23 +42,21 @@ def runner_of(*loops: Scripted, drain_s: float = 1.0) -> Runner:
 
 async def test_a_round_that_fails_is_followed_by_another() -> None:
     loop = Scripted(RecordUnavailableError(), ValueError("nobody foresaw this"), None)
-    await asyncio.wait_for(runner_of(loop).run(), 10)
+    await asyncio.wait_for(runner_of(loop).run(), PATIENCE_S)
     assert loop.done == 3
 
 
 async def test_a_store_that_nobody_may_work_with_ends_all_loops() -> None:
-    refusing, other = Scripted(None, StartupRefusedError("no such schema")), Scripted(None, pause_s=60.0)
+    refusing, other = Scripted(None, StartupRefusedError("no such schema")), Scripted(None, pause_s=3600.0)
     with pytest.raises(StartupRefusedError, match="no such schema"):
-        await asyncio.wait_for(runner_of(refusing, other).run(), 10)
+        await asyncio.wait_for(runner_of(refusing, other).run(), PATIENCE_S)
 
 
 async def test_a_stop_need_not_wait_for_a_pause() -> None:
-    loop = Scripted(None, pause_s=60.0)
+    loop = Scripted(None, pause_s=3600.0)
     runner = runner_of(loop)
     asyncio.get_running_loop().call_later(0.1, runner.stop)
-    started = time.monotonic()
-    await runner.run()
-    assert time.monotonic() - started < 30
+    await asyncio.wait_for(runner.run(), PATIENCE_S)
 
 
 async def test_a_round_that_does_not_end_is_cut_off_after_the_drain() -> None:
@@ -68,11 +66,11 @@ async def test_a_round_that_does_not_end_is_cut_off_after_the_drain() -> None:
 
     runner = runner_of(Stuck(), drain_s=0.1)
     asyncio.get_running_loop().call_later(0.1, runner.stop)
-    await asyncio.wait_for(runner.run(), 10)
+    await asyncio.wait_for(runner.run(), PATIENCE_S)
 
 
 async def test_a_loop_that_is_cancelled_from_elsewhere_does_not_end_unseen() -> None:
-    other = Scripted(pause_s=60.0)
+    other = Scripted(pause_s=3600.0)
     other._rounds = [None]
     with pytest.raises(LoopEndedError, match="scripted"):
-        await asyncio.wait_for(runner_of(Scripted(asyncio.CancelledError()), other).run(), 10)
+        await asyncio.wait_for(runner_of(Scripted(asyncio.CancelledError()), other).run(), PATIENCE_S)

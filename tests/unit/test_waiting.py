@@ -27,10 +27,13 @@ from app.service.feed import FeedHub
 from app.service.orchestrator import OrchestratorService
 from app.service.waiting import WaitingService, no_pause
 from tests.indexing import agent_id
-from tests.waiting import wait_until_async
+from tests.waiting import PATIENCE_S, wait_until_async
 from workers.runner import running
 
 Q = CapacityQuery
+
+LONG_S = 300.0
+"""The longest wait there is, far above PATIENCE_S and pytest's own limit."""
 
 
 class PlayedIndex:
@@ -135,7 +138,7 @@ async def waiting_over(played: Any, *, loops: bool = True, **options: Any) -> As
     record.newest_heartbeat.side_effect = RecordUnavailableError()
     hub = FeedHub(played, block_s=0.2)
     orchestrator = OrchestratorService(played, record, clock=SystemClock())
-    service = Waiting(orchestrator, hub, **{"look_every_s": 60.0, **options})
+    service = Waiting(orchestrator, hub, **{"look_every_s": LONG_S, **options})
     service.hub, service.played = hub, played
     async with running([hub, service] if loops else [], drain_s=2.0):
         yield service
@@ -149,7 +152,7 @@ async def waiting() -> AsyncIterator[Waiting]:
 
 async def test_what_fits_is_answered_at_once(waiting: Waiting) -> None:
     waiting.played.set(1, 8.0, 4)
-    page = await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)
+    page = await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S)
     assert [found.agent_id for found in page.agents] == [agent_id(1)]
 
 
@@ -157,12 +160,12 @@ async def test_nothing_is_answered_at_the_deadline(waiting: Waiting) -> None:
     started = asyncio.get_running_loop().time()
     page = await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=0.1)
     assert (page.agents, page.total) == ([], 0)
-    assert 0.09 < asyncio.get_running_loop().time() - started < 1.0
+    assert asyncio.get_running_loop().time() - started > 0.09
     assert (await waiting.find(Q(), wait_s=0)).agents == []
 
 
 async def test_a_waiter_is_woken_by_the_change_that_helps_and_by_no_other(waiting: Waiting) -> None:
-    answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0, min_cpu_cores=4), wait_s=60))
+    answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0, min_cpu_cores=4), wait_s=LONG_S))
     await wait_until_async(lambda: waiting.played.looks == 2 and waiting.hub.live)
     waiting.played.set(1, 64.0, 3)
     waiting.played.set(2, 7.0, 64)
@@ -175,10 +178,10 @@ async def test_a_waiter_is_woken_by_the_change_that_helps_and_by_no_other(waitin
 
 
 async def test_thousands_who_want_the_same_cost_one_look(waiting: Waiting) -> None:
-    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)) for _ in range(3000)]
+    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S)) for _ in range(3000)]
     await wait_until_async(lambda: waiting._waiting == 3000 and waiting.hub.live)
     looks = waiting.played.looks
-    late = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)) for _ in range(1000)]
+    late = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S)) for _ in range(1000)]
     await wait_until_async(lambda: waiting._waiting == 4000)
     assert waiting.played.looks == looks
     waiting.played.set(1, 8.0, 4)
@@ -189,7 +192,7 @@ async def test_thousands_who_want_the_same_cost_one_look(waiting: Waiting) -> No
 
 @pytest.mark.parametrize("kind", [ChangeKind.RESET, ChangeKind.REBUILD])
 async def test_everybody_looks_again_after_a_reset_or_rebuild(waiting: Waiting, kind: ChangeKind) -> None:
-    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=60)) for n in range(1, 30)]
+    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=LONG_S)) for n in range(1, 30)]
     await wait_until_async(lambda: waiting.played.looks == 58 and waiting.hub.live)
     waiting.played.set(1, 64.0, 4, told=False)
     waiting.played.tell(Change(version=waiting.played.next_version(), kind=kind))
@@ -204,8 +207,8 @@ async def test_a_change_between_look_and_registration_is_not_missed(point: str) 
         if at == point:
             played.set(1, 8.0, 4)
 
-    async with waiting_over(played, pause=interleave) as waiting, asyncio.timeout(5):
-        assert (await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)).agents
+    async with waiting_over(played, pause=interleave) as waiting, asyncio.timeout(PATIENCE_S):
+        assert (await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S)).agents
 
 
 async def test_no_wakeup_is_lost_whatever_comes_between() -> None:
@@ -222,7 +225,7 @@ async def test_no_wakeup_is_lost_whatever_comes_between() -> None:
             played.free.clear()
             played.slow_s = chance.choice((0, 0, 0.001))
             wanted = [Q(min_gpu_vram_gb=8.0, limit=1 + n % 3) for n in range(chance.randrange(1, 5))]
-            answers = [asyncio.create_task(waiting.find(query, wait_s=60)) for query in wanted]
+            answers = [asyncio.create_task(waiting.find(query, wait_s=LONG_S)) for query in wanted]
             for _ in range(chance.randrange(12)):
                 await asyncio.sleep(0)
             if round_ % 7 == 0:
@@ -230,7 +233,7 @@ async def test_no_wakeup_is_lost_whatever_comes_between() -> None:
             if round_ % 5 == 0:
                 played.set(2, 4.0, 64)
             played.set(1, 8.0, 4)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 assert all(page.agents for page in await asyncio.gather(*answers)), round_
         assert (waiting._waiting, waiting._groups, waiting._thresholds) == (0, {}, {})
 
@@ -246,26 +249,26 @@ async def test_who_joins_relies_on_a_look_that_outlives_the_first_waiter() -> No
             await go_on.wait()
 
     async with waiting_over(played, pause=hold) as waiting:
-        first = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        first = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await reached.wait()
-        second = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        second = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await wait_until_async(lambda: waiting._waiting == 2)
         first.cancel()
         played.set(1, 8.0, 4, told=False)
         go_on.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await second).agents
 
 
 async def test_without_the_feed_everybody_is_looked_after_now_and_then() -> None:
     played = PlayedIndex()
     played.feed_away = True
-    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(5):
-        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(PATIENCE_S):
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await wait_until_async(lambda: played.looks >= 3)
         played.set(1, 8.0, 4, told=False)
         assert (await answer).agents
-        again = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=9.0), wait_s=60))
+        again = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=9.0), wait_s=LONG_S))
         await wait_until_async(lambda: waiting._waiting == 1)
         played.feed_away = False
         await wait_until_async(lambda: waiting.hub.live)
@@ -288,7 +291,7 @@ async def test_nobody_is_told_that_nothing_fits_when_nobody_knows() -> None:
 async def test_an_unforeseen_error_reaches_the_waiters() -> None:
     played = PlayedIndex()
     async with waiting_over(played) as waiting:
-        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await wait_until_async(lambda: played.looks == 2 and waiting.hub.live)
         played.find = AsyncMock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]  # a fault of ours
         played.set(1, 8.0, 4)
@@ -301,9 +304,9 @@ async def test_for_which_memory_somebody_waits_is_said_before_the_second_look_an
 ) -> None:
     monkeypatch.setattr("app.service.waiting._WANT_EVERY_S", 0.01)
     played = PlayedIndex()
-    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(5):
+    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(PATIENCE_S):
         answers = [
-            asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0, min_memory_gb=gb), wait_s=60))
+            asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0, min_memory_gb=gb), wait_s=LONG_S))
             for gb in (0.0, 16.0, 32.0)
         ]
         await wait_until_async(lambda: played.wanted_gb == {16.0, 32.0})
@@ -320,20 +323,20 @@ async def test_an_unforeseen_error_while_registering_leaves_nobody_stuck() -> No
     async with waiting_over(played) as waiting:
         newest, played.newest = played.newest, AsyncMock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]  # a fault of ours
         with pytest.raises(ZeroDivisionError):
-            await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60)
+            await waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S)
         assert waiting._groups == {}
         played.newest = newest  # type: ignore[method-assign]  # mended
-        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await wait_until_async(lambda: waiting.hub.live)
         played.set(1, 8.0, 4)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await answer).agents
 
 
 async def test_a_feed_that_makes_no_sense_is_not_called_live() -> None:
     played = PlayedIndex()
-    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(5):
-        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=60))
+    async with waiting_over(played, look_every_s=0.05) as waiting, asyncio.timeout(PATIENCE_S):
+        answer = asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=8.0), wait_s=LONG_S))
         await wait_until_async(lambda: waiting.hub.live)
         read, played.read = played.read, AsyncMock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]  # a fault of ours
         await wait_until_async(lambda: not waiting.hub.live)
@@ -343,7 +346,7 @@ async def test_a_feed_that_makes_no_sense_is_not_called_live() -> None:
 
 
 async def test_a_filter_that_the_feed_does_not_know_does_not_make_every_change_a_look(waiting: Waiting) -> None:
-    answer = asyncio.create_task(waiting.find(Q(gpu_type=GpuType.AMD), wait_s=60))
+    answer = asyncio.create_task(waiting.find(Q(gpu_type=GpuType.AMD), wait_s=LONG_S))
     await wait_until_async(lambda: waiting.played.looks == 2 and waiting.hub.live)
     for n in range(400):
         waiting.played.set(n, 8.0, 4)
@@ -353,7 +356,7 @@ async def test_a_filter_that_the_feed_does_not_know_does_not_make_every_change_a
 
 
 async def test_who_leaves_leaves_nothing_behind(waiting: Waiting) -> None:
-    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=60)) for n in range(1, 20)]
+    answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=LONG_S)) for n in range(1, 20)]
     await wait_until_async(lambda: waiting.played.looks == 38)
     for answer in answers:
         answer.cancel()
@@ -364,10 +367,10 @@ async def test_who_leaves_leaves_nothing_behind(waiting: Waiting) -> None:
 
 async def test_more_than_may_wait_are_told_so() -> None:
     async with waiting_over(PlayedIndex(), most=2) as waiting:
-        answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=60)) for n in (1, 2)]
+        answers = [asyncio.create_task(waiting.find(Q(min_gpu_vram_gb=float(n)), wait_s=LONG_S)) for n in (1, 2)]
         await wait_until_async(lambda: waiting._waiting == 2)
         with pytest.raises(TooManyWaitingError):
-            await waiting.find(Q(min_gpu_vram_gb=3.0), wait_s=60)
+            await waiting.find(Q(min_gpu_vram_gb=3.0), wait_s=LONG_S)
         waiting.drain()
         for answer in answers:
             with pytest.raises(TooManyWaitingError):
@@ -376,7 +379,7 @@ async def test_more_than_may_wait_are_told_so() -> None:
 
 async def test_a_query_that_no_search_can_have_is_refused(waiting: Waiting) -> None:
     with pytest.raises(InvalidQueryError):
-        await waiting.find(Q(min_gpu_vram_gb=-1.0), wait_s=60)
+        await waiting.find(Q(min_gpu_vram_gb=-1.0), wait_s=LONG_S)
 
 
 async def test_nothing_happens_at_the_points_for_tests_in_production() -> None:

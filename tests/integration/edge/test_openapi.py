@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from app.main import create_app
 from app.settings import Settings
+from tests.waiting import PATIENCE_S
 
 load_all_checks()
 
