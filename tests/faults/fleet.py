@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from app.models.capacity import AgentStatus, GpuType
 from app.models.heartbeat import Heartbeat, ResourceMetrics
 from app.models.identity import AgentId, StreamId
+from tests.waiting import PATIENCE_S
 
 SEARCH: Final = "/api/v1/agents/available-capacity?min_gpu_vram_gb=0&min_cpu_cores=1&limit=50"
 ANSWERS_WITHIN_S: Final = 2.0
@@ -186,7 +187,7 @@ class Fleet:
     def stop(self) -> None:
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(30)
+            self._thread.join(PATIENCE_S)
             self._thread = None
 
     def close(self) -> None:
@@ -288,7 +289,7 @@ class Lookups(Answers):
     def close(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(30)
+            self._thread.join(PATIENCE_S)
         self._caller.close()
 
     def move(self, ports: Sequence[int]) -> None:

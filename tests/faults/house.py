@@ -24,7 +24,7 @@ from tests.faults.nursery import ROOT, Nursery, Process
 from tests.faults.proxy import Proxy
 from tests.faults.settled import KEYS, differences, unsettled
 from tests.servers import ValkeyServer, free_port
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class House:
     def counted(self, name: str, metric: str, **labels: str) -> float:
         """A figure of the newest process of that name; 0 when it has not counted yet."""
         url = f"http://127.0.0.1:{self._metrics[self.by_name[name].pid]}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             families = text_string_to_metric_families(answer.read().decode())
             samples = [sample for family in families for sample in family.samples]
         return sum(one.value for one in samples if one.name == metric and labels.items() <= one.labels.items())
@@ -154,7 +154,7 @@ class House:
             fleet.move(self.ports)
         self.lookups.move(self.ports)
 
-    def until_answering(self, port: int, *, timeout_s: float = 60.0) -> None:
+    def until_answering(self, port: int, *, timeout_s: float = PATIENCE_S) -> None:
         def answers() -> bool:
             try:
                 return self.get("/livez", port=port).status == 200
@@ -182,7 +182,7 @@ class House:
         answer = self.call("PATCH", f"/api/v1/agents/{agent_id}", {"cordon": cordon})
         assert answer.status == 200, answer
 
-    def until_quiet(self, *, timeout_s: float = 60.0, trusted: bool = True) -> float:
+    def until_quiet(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> float:
         """Waits until nothing is left to process, and returns how long that took in seconds."""
 
         async def reason() -> str:
@@ -266,7 +266,7 @@ class House:
         """Reads from the record; empty while it is away."""
 
         async def read() -> list[tuple[Any, ...]]:
-            record = open_record(Settings(database_url=self.database_url, database_timeout_s=30))
+            record = open_record(Settings(database_url=self.database_url, database_timeout_s=PATIENCE_S))
             try:
                 async with record.database.reading() as connection:
                     return [tuple(row) for row in await connection.execute(text(statement))]
@@ -279,13 +279,13 @@ class House:
 
     def client(self) -> aredis.Redis:
         """Past the proxy; a context manager."""
-        return aredis.Redis(host="127.0.0.1", port=self.valkey.port, socket_timeout=10)
+        return aredis.Redis(host="127.0.0.1", port=self.valkey.port, socket_timeout=PATIENCE_S)
 
     def logs(self, *, characters: int = 1_500) -> str:
         return "\n".join(f"--- {one.pid}\n{one.log[-characters:]}" for one in self.processes)
 
     def until_logged(
-        self, line: str, *, by: Process | None = None, times: int = 1, timeout_s: float = 60.0
+        self, line: str, *, by: Process | None = None, times: int = 1, timeout_s: float = PATIENCE_S
     ) -> None:
         """Waits until the processes (or one of them) have written the text so many times since they started."""
         logs = [by] if by is not None else self.processes
@@ -307,7 +307,7 @@ class House:
         """Whether the worker has asked for entries within the last half second."""
         return any(f"-{process.pid}-" in one["name"] and one["idle"] < 500 for one in self.consumers(group))
 
-    def until(self, predicate: Callable[[], T], *, what: str, timeout_s: float = 30.0) -> T:
+    def until(self, predicate: Callable[[], T], *, what: str, timeout_s: float = PATIENCE_S) -> T:
         try:
             return wait_until(predicate, timeout_s=timeout_s, interval_s=0.02, what=what)
         except AssertionError as error:

@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 
 from app.tether import die_with_parent
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _WARM: Final = (
@@ -71,7 +71,7 @@ class Process:
             return bool(self._process.status() == psutil.STATUS_STOPPED)
         return False
 
-    def until_stopped(self, *, timeout_s: float = 30.0) -> None:
+    def until_stopped(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Returns once the process has stopped itself at its failpoint."""
         wait_until(lambda: self.stopped, timeout_s=timeout_s, what=f"the failpoint; log:\n{self.log[-2000:]}")
 
@@ -85,13 +85,13 @@ class Process:
         """`kill -9`; returns once it is gone."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for the end."""
         self._process.terminate()
 
-    def until_ended(self, *, timeout_s: float = 30.0) -> int | None:
+    def until_ended(self, *, timeout_s: float = PATIENCE_S) -> int | None:
         """Returns the exit status; None when a signal ended it."""
         status = _status_file(self._output)
         if self._found is None:
@@ -142,7 +142,7 @@ class Nursery:
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_S)
 
 
 def _serve() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tests.waiting import PATIENCE_S
+
 T = TypeVar("T")
 
 _CHUNK = 65_536
@@ -103,7 +105,7 @@ class Proxy:
     def close(self) -> None:
         self._call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     def __enter__(self) -> Self:

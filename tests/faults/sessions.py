@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import asyncpg
 
 from tests.servers import PostgresServer
+from tests.waiting import PATIENCE_S
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Sessions:
 
     def open(self) -> int:
         """Begins a session and returns its number."""
-        self._open.append(self._call(asyncpg.connect(self._url, timeout=10)))
+        self._open.append(self._call(asyncpg.connect(self._url, timeout=PATIENCE_S)))
         return len(self._open) - 1
 
     def take_all(self) -> int:
@@ -57,9 +58,9 @@ class Sessions:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for connection in self._open:
-            self._call(connection.close(timeout=10))
+            self._call(connection.close(timeout=PATIENCE_S))
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:

@@ -21,6 +21,7 @@ from tests.faults.nursery import Process
 from tests.faults.settled import KEYS
 from tests.faults.standalone import opened_house
 from tests.servers import ValkeyServer, start_postgres, start_valkey
+from tests.waiting import PATIENCE_S
 
 Persistence = Literal["none", "everysec", "everysec-cut", "always"]
 
@@ -267,7 +268,7 @@ class RedisDeath:
     def close(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(10)
+            self._thread.join(PATIENCE_S)
 
     def kill(self) -> None:
         died_at = time.monotonic()

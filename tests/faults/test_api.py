@@ -9,6 +9,7 @@ import time
 from tests.faults.conftest import Build, Row
 from tests.faults.fleet import agent_ids
 from tests.faults.house import House
+from tests.waiting import PATIENCE_S
 
 HALF_A_HEARTBEAT = (
     b"POST /api/v1/heartbeats HTTP/1.1\r\nHost: headroom\r\nContent-Type: application/json\r\n"
@@ -27,7 +28,7 @@ def test_row_47_api_ends_under_load(build: Build, row: Row) -> None:
     for fleet in others:
         fleet.report()
         fleet.start(every_s=0.002)
-    with socket.create_connection(("127.0.0.1", house.ports[2]), timeout=5) as slow:
+    with socket.create_connection(("127.0.0.1", house.ports[2]), timeout=PATIENCE_S) as slow:
         slow.sendall(HALF_A_HEARTBEAT)
         killed.kill()
         started = time.monotonic()
@@ -66,7 +67,7 @@ def test_row_47_api_drains_what_is_under_way(build: Build, row: Row) -> None:
     api.terminate()
     api.until_ended()
     for caller in callers:
-        caller.join(10)
+        caller.join(PATIENCE_S)
     assert statuses == [202] * 20
     house.redis.reply_delay_s = 0.0
     house.ports.clear()
@@ -78,7 +79,7 @@ def test_row_47_api_drains_what_is_under_way(build: Build, row: Row) -> None:
 
 
 def api_is_asked(house: House) -> bool:
-    with socket.create_connection(("127.0.0.1", house.ports[0]), timeout=5):
+    with socket.create_connection(("127.0.0.1", house.ports[0]), timeout=PATIENCE_S):
         return house.redis.under_way >= 20
 
 
@@ -92,13 +93,13 @@ def test_row_48_listener_never_reads(build: Build, row: Row) -> None:
             listener.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: headroom\r\n\r\n")
         heard = Ear(eager)
         house.until(lambda: house.counted("api", "headroom_listeners") == 2, what="two listeners")
-        house.until(lambda: dropped_after_another_round(house), what="the end of the deaf one", timeout_s=60)
+        house.until(lambda: dropped_after_another_round(house), what="the end of the deaf one")
         house.until(lambda: house.counted("api", "headroom_listeners") == 1, what="one listener")
         house.until_quiet()
         heard_before = heard.size
         house.fleet.report_batch()
         house.until(lambda: heard.size > heard_before, what="events for the one who reads")
-    heard.thread.join(10)
+    heard.thread.join(PATIENCE_S)
     house.check(heal=False)
     row.require_answers(sources=frozenset({"index"}))
     row.saw(f"dropped after 1 MiB unread; the other listener had {heard.size / 2**20:.1f} MiB and went on")

@@ -27,7 +27,7 @@ def test_row_28_append_only_file_cannot_grow(build: Build, row: Row, servers: Ex
     house.until_logged("A dependency is away")
     before = house.fleet.accepted
     valkey.limit_files(None)
-    house.until(lambda: house.fleet.accepted > before + 20, what="heartbeats that are taken", timeout_s=60)
+    house.until(lambda: house.fleet.accepted > before + 20, what="heartbeats that are taken")
     house.check(heal=False)
     row.require_answers()
     row.saw(f"MISCONF: {house.fleet.refused[503]} heartbeats answered 503, lookups went on, resumed by itself")

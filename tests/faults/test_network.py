@@ -11,6 +11,7 @@ from app.index.scripts import load
 from tests.faults.conftest import Build, Row
 from tests.faults.fleet import ANSWERS_WITHIN_S, Answer, Caller, Reporter
 from tests.faults.house import House
+from tests.waiting import PATIENCE_S
 
 
 def test_row_18_reply_lost(build: Build, row: Row) -> None:
@@ -108,7 +109,7 @@ def test_row_20_cancelled_mid_command(build: Build, row: Row) -> None:
     house.redis.reply_delay_s = 0.0
     stop.set()
     for thread in callers:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert not wrong, wrong[:5]
     assert given_up > 0
     house.lookups.until(lambda answer: answer.source == "index")
@@ -129,7 +130,7 @@ def test_row_27_reply_to_commit_lost(build: Build, row: Row) -> None:
     house = build()
     house.fleet.start()
     house.postgres.lose_replies_to(b"COMMIT", times=5)
-    house.until(lambda: house.postgres.lost == 5, what="five lost replies", timeout_s=60)
+    house.until(lambda: house.postgres.lost == 5, what="five lost replies")
     settled_s = house.check(heal=False)
     row.require_answers(sources=frozenset({"index"}))
     assert house.sql("SELECT count(*) FROM agent_events") == [(len(house.fleet.ids),)]

@@ -12,6 +12,7 @@ from tests.faults.fleet import Answer
 from tests.faults.house import House
 from tests.faults.sessions import Sessions
 from tests.servers import PostgresServer
+from tests.waiting import PATIENCE_S
 
 INDEX_ONLY = frozenset({"index"})
 
@@ -75,7 +76,7 @@ def backend_of_recorder(house: House, postgres: PostgresServer, *, in_a_batch: b
         backend.resume()
         return None
 
-    found = house.until(stopped, what="a backend of the recorder", timeout_s=60)
+    found = house.until(stopped, what="a backend of the recorder")
     assert found is not None
     return found
 
@@ -154,7 +155,7 @@ def test_row_25_serialization(build: Build, row: Row, own_postgres: OwnPostgres)
     house = build(postgres=postgres, agents=6, record_batch=3)
     house.start("recorder", record_batch=3)
     house.fleet.start(every_s=0.002)
-    house.until(lambda: logged(postgres, "40001") > 5, what="six transactions that lost", timeout_s=60)
+    house.until(lambda: logged(postgres, "40001") > 5, what="six transactions that lost")
     house.check(heal=False)
     row.require_answers(sources=INDEX_ONLY)
     # Both lock agents in the same order.
@@ -182,7 +183,7 @@ def test_row_26_pool_exhausted(build: Build, row: Row, own_postgres: OwnPostgres
         for caller in callers:
             caller.start()
         for caller in callers:
-            caller.join(30)
+            caller.join(PATIENCE_S)
     assert [answer.status for _, answer in answers] == [503] * 6
     assert all(int(answer.headers["retry-after"]) >= 1 for _, answer in answers)
     longest_s = max(took_s for took_s, _ in answers)

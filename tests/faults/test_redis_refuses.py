@@ -13,6 +13,7 @@ from tests.faults.conftest import Build, Row
 from tests.faults.fleet import Answer, Answers, Lookups
 from tests.faults.house import House
 from tests.servers import ValkeyServer, start_valkey
+from tests.waiting import PATIENCE_S
 
 _FILLERS: Final = 5_000
 
@@ -28,7 +29,7 @@ def refused(house: House) -> Answer:
 
 def accepted_again(house: House) -> None:
     before = house.fleet.accepted
-    house.until(lambda: house.fleet.accepted > before + 5, what="heartbeats that are taken", timeout_s=60)
+    house.until(lambda: house.fleet.accepted > before + 5, what="heartbeats that are taken")
 
 
 def test_row_10_loading(build: Build, row: Row, servers: ExitStack) -> None:
@@ -54,7 +55,7 @@ def test_row_10_loading(build: Build, row: Row, servers: ExitStack) -> None:
 
         assert loading(valkey), "not all of this was while it loaded"
         client.config_set("key-load-delay", "0")
-    house.until(lambda: not loading(valkey), what="the end of loading", timeout_s=60)
+    house.until(lambda: not loading(valkey), what="the end of loading")
     accepted_again(house)
     house.lookups.until(lambda answer: answer.source == "index")
     house.check(heal=False)
@@ -144,7 +145,7 @@ def test_row_13_busy(build: Build, row: Row) -> None:
             refused(house)
         house.lookups.until(lambda answer: answer.source == "record")
         client.script_kill()
-        running.join(10)
+        running.join(PATIENCE_S)
     accepted_again(house)
     house.check(heal=False)
     row.require_answers()
@@ -212,7 +213,7 @@ def test_row_21_pool_exhausted(build: Build, row: Row, servers: ExitStack) -> No
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(30)
+        caller.join(PATIENCE_S)
     house.redis.reply_delay_s = 0.0
     told.answers = [answer for planner in planners for answer in planner.answers]
     assert len(told.answers) == len(beats) == 40
