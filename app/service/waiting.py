@@ -36,6 +36,8 @@ _LOOKS_PER_S: Final = 200.0
 
 _FUTILE: Final = 3
 _GIB: Final = 2**30
+_MOST_GB: Final = 2.0**20
+"""What a search asks for beyond this counts as so much: no device has it, and the sum must stay a number."""
 _LONGEST_PAUSE_S: Final = 1.0
 
 Pause = Callable[[str], Awaitable[None]]
@@ -179,7 +181,7 @@ class WaitingService:
     def _count(self, query: CapacityQuery, change: int) -> None:
         self._waiting += change
         # Whole bytes: a sum of floats would drift away from 0 over the years.
-        self._waited_for_bytes += change * round(query.min_gpu_vram_gb * _GIB)
+        self._waited_for_bytes += change * round(min(query.min_gpu_vram_gb, _MOST_GB) * _GIB)
         WAITERS.set(self._waiting)
         WAITERS_VRAM_BYTES.set(self._waited_for_bytes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -375,6 +376,10 @@ async def test_more_than_may_wait_are_told_so() -> None:
         for answer in answers:
             with pytest.raises(TooManyWaitingError):
                 await answer
+
+
+async def test_a_search_may_wait_for_more_than_there_can_be(waiting: Waiting) -> None:
+    assert (await waiting.find(Q(min_gpu_vram_gb=sys.float_info.max), wait_s=0.01)).agents == []
 
 
 async def test_a_query_that_no_search_can_have_is_refused(waiting: Waiting) -> None:
