@@ -28,6 +28,7 @@ from workers.part import Command, Part, keep
 
 _REPORTERS_END_WITHIN_S: Final = 1.5
 _PARTS_END_WITHIN_S: Final = 4.0
+_EMBEDDED_ENDS_WITHIN_S: Final = 2.0
 _TAKEN_FOR_S: Final = 2.0
 _RECORD_WITHIN_S: Final = 15.0
 _SAY_AFTER_S: Final = 15.0
@@ -221,7 +222,7 @@ class Up:
         await asyncio.gather(*(part.stop(within_s=_REPORTERS_END_WITHIN_S) for part in self._reporters))
         await asyncio.gather(*(part.stop(within_s=_PARTS_END_WITHIN_S) for part in self._parts))
         if self._embedded is not None:
-            await self._embedded.stop(within_s=2.0)
+            await self._embedded.stop(within_s=_EMBEDDED_ENDS_WITHIN_S)
         if self._listener is not None:
             self._listener.close()
         os.close(self._following)

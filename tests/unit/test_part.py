@@ -12,6 +12,7 @@ import pytest
 from app.errors import StartupRefusedError
 from tests.waiting import PATIENCE_S
 from workers import part as module
+from workers import up
 from workers.part import Command, keep
 
 
@@ -85,3 +86,8 @@ async def test_a_part_that_does_not_end_is_killed() -> None:
     assert await part.wait() == -signal.SIGKILL
     assert part.pid is None
     await part.stop(within_s=0.2)
+
+
+def test_all_parts_together_have_less_time_to_end_than_docker_gives() -> None:
+    """10 s, then Docker kills."""
+    assert up._REPORTERS_END_WITHIN_S + up._PARTS_END_WITHIN_S + up._EMBEDDED_ENDS_WITHIN_S < 10
