@@ -33,11 +33,15 @@ class Reply(NamedTuple):
 
 
 class HeartbeatServer:
-    """`reply` may be replaced at any time; it may sleep, or raise ConnectionError to cut the connection."""
+    """`closed` counts the connections that have ended.
+
+    `reply` may be replaced at any time; it may sleep, or raise ConnectionError to cut the connection.
+    """
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.received: list[Received] = []
+        self.closed = 0
         self.reply: Callable[[Received], Reply] = lambda _: Reply()
 
     @property
@@ -78,7 +82,12 @@ def heartbeat_server(*, tls: ssl.SSLContext | None = None, idle_s: float = 60.0)
         def log_message(self, *_: object) -> None:
             """Tests read `received` instead."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    class Http(ThreadingHTTPServer):
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+            server.closed += 1
+
+    with Http(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
         # An agent may hang up while its answer is being written; that is no fault of the test.
         http.handle_error = lambda *_: None  # type: ignore[method-assign]  # the documented way is a subclass

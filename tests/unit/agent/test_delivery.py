@@ -7,7 +7,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from app.errors import StartupRefusedError
 from tests.heartbeat_server import HeartbeatServer, Received, Reply, heartbeat_server
 from tests.servers import free_port
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 from workers.host_agent.clock import NeverStops, StopRequestedError, SystemClock
 from workers.host_agent.config import Config
 from workers.host_agent.connection import HttpAnswer
@@ -77,7 +76,7 @@ def test_the_connection_is_kept(server: HeartbeatServer, deliver: Callable[..., 
 def test_a_connection_that_the_server_closed_meanwhile_costs_no_failure(deliver: Callable[..., Outcome]) -> None:
     with heartbeat_server(idle_s=0.1) as server:
         assert deliver(server.port).accepted
-        time.sleep(0.4)
+        wait_until(lambda: server.closed == 1, what="the end of the connection")
         assert deliver(server.port).accepted
         assert len({received.connection for received in server.received}) == 2
 
