@@ -36,7 +36,7 @@ class Ingest:
         entries = await self._reader.read()
         heartbeats = [(entry.stream_id, entry.body) for entry in entries if isinstance(entry.body, Heartbeat)]
         try:
-            outcomes = await self._upkeep.apply(heartbeats)
+            outcomes = await self._upkeep.apply(heartbeats, behind=self._reader.behind)
         except UndecodableEntryError:
             heartbeats, outcomes = await self._apply_singly(heartbeats)
         # After what may fail and be tried again: each further try would set the same entries aside once more.

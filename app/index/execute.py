@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
 
 import redis.asyncio as aredis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from app.index.connect import send
 from app.index.scripts import Call
+
+_SHORT_S: Final = 0.000_6
+_LONG_S: Final = 0.001_2
+"""Script calls that take less together are sent with more of them the next time, and with fewer above this."""
+
+_MOST_AT_ONCE: Final = 8
+
+
+class Pace:
+    """How many script calls are sent together: as many as take a moment, and never less than `least`."""
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+        self.at_once = least
+
+    def adapt(self, took_s: float) -> None:
+        if took_s > _LONG_S:
+            self.at_once = max(self._least, self.at_once // 2)
+        elif took_s < _SHORT_S:
+            self.at_once = max(self._least, min(_MOST_AT_ONCE, self.at_once * 2))
 
 
 async def run(client: aredis.Redis, call: Call) -> Any:
@@ -31,13 +55,107 @@ async def run_all(client: aredis.Redis, calls: list[Call]) -> list[Any]:
     try:
         return await _run_pipeline(client, calls)
     except NoScriptError:
-        for script in {call.script for call in calls}:
-            await client.script_load(script.source)
+        await _load(client, calls)
         return await _run_pipeline(client, calls)
+
+
+async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: Pace, *, ahead: bool) -> list[Any]:
+    """As `run_all`, for any number of calls, few at a time: Redis runs what it has read, then sees lookups.
+
+    Args:
+        client: whose connections are used, one of them.
+        calls: the next few are prepared while Redis works.
+        pace: how many are few.
+        ahead: send the next few before the last have been answered. Redis then works without a pause, and a lookup
+            waits for two turns where it would have waited for one.
+
+    Raises:
+        ResponseError: a call failed. Those sent with it or right after it have been run all the same.
+    """
+    replies: list[Any] = []
+    most_waiting = 2 if ahead else 1
+    connection: Any = client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's own
+    line = _Line(client, await connection)
+    answered_s = time.perf_counter()
+    try:
+        following = list(islice(calls, pace.at_once))
+        while following or line.waiting:
+            while following and line.waiting < most_waiting:
+                await line.send(following)
+                following = list(islice(calls, pace.at_once))
+            replies += await line.receive()
+            before_s, answered_s = answered_s, time.perf_counter()
+            pace.adapt(answered_s - before_s)
+    finally:
+        await line.close()
+    return replies
+
+
+class _Line:
+    """One connection, on which more is sent before what was sent earlier has been answered."""
+
+    def __init__(self, client: aredis.Redis, connection: Any) -> None:
+        self._client = client
+        self._connection = connection  # redis-py leaves its methods untyped
+        self._sent: deque[list[Call]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Batches without an answer."""
+        return len(self._sent)
+
+    async def send(self, batch: list[Call]) -> None:
+        packed = self._connection.pack_commands(_command(call) for call in batch)
+        self._sent.append(batch)
+        await self._connection.send_packed_command(packed)
+
+    async def receive(self) -> list[Any]:
+        """The replies to the oldest batch."""
+        replies = await self._read(self._sent[0])
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            replies = await self._send_again()
+        self._sent.popleft()
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    async def close(self) -> None:
+        if self._sent:
+            # Whoever had the connection next would take these replies for its own.
+            await self._connection.disconnect(nowait=True)
+        await self._client.connection_pool.release(self._connection)
+
+    async def _send_again(self) -> list[Any]:
+        sent, self._sent = self._sent, deque()
+        for batch in islice(sent, 1, None):
+            await self._read(batch)
+        await _load(self._client, [call for batch in sent for call in batch])
+        for batch in sent:
+            await self.send(batch)
+        return await self._read(self._sent[0])
+
+    async def _read(self, batch: list[Call]) -> list[Any]:
+        replies: list[Any] = []
+        for _ in batch:
+            try:
+                replies.append(await self._connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        return replies
 
 
 async def _run_pipeline(client: aredis.Redis, calls: list[Call]) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for call in calls:
-        pipeline.execute_command("EVALSHA", call.script.sha, 1, call.prefix, *call.arguments)
+        pipeline.execute_command(*_command(call))
     return await send(pipeline)
+
+
+async def _load(client: aredis.Redis, calls: list[Call]) -> None:
+    for script in {call.script for call in calls}:
+        await client.script_load(script.source)
+
+
+def _command(call: Call) -> tuple[Any, ...]:
+    return "EVALSHA", call.script.sha, 1, call.prefix, *call.arguments

@@ -100,12 +100,16 @@ class GroupReader:
         self._next_takeover = 0.0
         self._takeover_cursor = b"0-0"
         self._may_have_pending = True
+        self.behind = False
+        """The last read came back full: more is waiting."""
 
     async def read(self) -> list[LogEntry]:
         """The next entries in log order, those left unacked first; empty after `block_s` without any."""
         with unavailable():
             try:
-                return [_parse(*raw) for raw in await self._read()]
+                found = await self._read()
+                self.behind = len(found) >= self._batch
+                return [_parse(*raw) for raw in found]
             except ResponseError as error:
                 if not is_missing_group(error):
                     raise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -16,7 +14,7 @@ from app.errors import UndecodableEntryError
 from app.index.clock import IndexClock
 from app.index.connect import command, is_not_now, unavailable
 from app.index.epoch import Epoch, EpochGuard
-from app.index.execute import run, run_all
+from app.index.execute import Pace, run, run_few_at_a_time
 from app.index.keys import GROUP_INDEX, GROUP_RECORD, LAYOUT, Keys
 from app.index.lookup import SWEEP_SLICE, sweep_call
 from app.index.placement import apply_arguments, restore_arguments
@@ -37,12 +35,6 @@ _MARKS_KEPT_MS: Final = 86_400_000
 
 APPLY_SLICE: Final = 8
 """Heartbeats per script call: about a millisecond of Redis's time when every value of every agent changed."""
-
-_SHORT_S: Final = 0.000_6
-_LONG_S: Final = 0.001_2
-"""Script calls that take less together are sent with more of them the next time, and with fewer above this."""
-
-_MOST_AT_ONCE: Final = 8
 
 BRAKED_FLEET: Final = 100
 """Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
@@ -76,20 +68,6 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
         return self.dropped + self.kept == SWEEP_SLICE
 
 
-class _Pace:
-    """How many script calls are sent together."""
-
-    def __init__(self, least: int = 1) -> None:
-        self._least = least
-        self.at_once = least
-
-    def adapt(self, took_s: float) -> None:
-        if took_s > _LONG_S:
-            self.at_once = max(self._least, self.at_once // 2)
-        elif took_s < _SHORT_S:
-            self.at_once = max(self._least, min(_MOST_AT_ONCE, self.at_once * 2))
-
-
 class Upkeep:
     """The workers' side of the index of one shard. Every call may raise IndexUnavailableError."""
 
@@ -109,10 +87,16 @@ class Upkeep:
         self._clock = clock
         self._offline_after_ms = round(offline_after_s * 1000)
         self._forget_after_ms = round(forget_after_d * 86_400_000)
-        self._applying = _Pace()
+        self._applying = Pace()
 
-    async def apply(self, heartbeats: Sequence[tuple[StreamId, Heartbeat]]) -> list[Outcome]:
+    async def apply(
+        self, heartbeats: Sequence[tuple[StreamId, Heartbeat]], *, behind: bool = False
+    ) -> list[Outcome]:
         """Applies heartbeats in the order given. Repeating it changes nothing.
+
+        Args:
+            heartbeats: with the ids of their entries.
+            behind: more are waiting, so that Redis gets the next before it is done with the last.
 
         Raises:
             UndecodableEntryError: the state of one of these agents is not what it could be applied to.
@@ -122,7 +106,8 @@ class Upkeep:
             for part in _slices(heartbeats, APPLY_SLICE)
         )
         try:
-            replies = await self._run_few_at_a_time(calls, self._applying)
+            with unavailable():
+                replies = await run_few_at_a_time(self._client, calls, self._applying, ahead=behind)
         except ResponseError as error:
             raise UndecodableEntryError("The index cannot take it") from error
         return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
@@ -259,7 +244,8 @@ class Upkeep:
             self._call("restore", self._offline_after_ms, *(a for one in part for a in restore_arguments(one)))
             for part in _slices(ordered, APPLY_SLICE)
         )
-        return sum(await self._run_few_at_a_time(calls, _Pace(least)))
+        with unavailable():
+            return sum(await run_few_at_a_time(self._client, calls, Pace(least), ahead=True))
 
     async def open_epoch(self, marker: str) -> bool:
         """Ends a rebuild; False when Redis was flushed, restarted or replaced meanwhile: it must begin again."""
@@ -274,29 +260,6 @@ class Upkeep:
         """
         self._epochs.reconnected()
         return await self._epochs.run_id()
-
-    async def _run_few_at_a_time(self, calls: Iterator[Call], pace: _Pace) -> list[Any]:
-        """Never more at once than take a moment: Redis runs what it has read of a pipeline, then sees lookups.
-
-        Raises:
-            ResponseError: the script of a call failed; those that follow were not sent.
-        """
-        replies: list[Any] = []
-        together = list(islice(calls, pace.at_once))
-        with unavailable():
-            while together:
-                started = time.perf_counter()
-                under_way = asyncio.create_task(run_all(self._client, together))
-                try:
-                    # Sent by this, so that the next are prepared while Redis works.
-                    await asyncio.sleep(0)
-                    following = list(islice(calls, pace.at_once))
-                    replies += await under_way
-                finally:
-                    under_way.cancel()
-                pace.adapt(time.perf_counter() - started)
-                together = following
-        return replies
 
     def _call(self, script: str, *arguments: Argument) -> Call:
         now_ms = self._clock.now_ms()

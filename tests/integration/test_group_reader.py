@@ -140,7 +140,7 @@ async def test_a_failed_apply_leaves_its_entries_pending(index: Index, monkeypat
     ingest = Ingest(index.index_reader(), index.upkeep)
     await index.log.append([heartbeat(1)])
 
-    async def fail(_beats: list[Heartbeat]) -> None:
+    async def fail(_beats: list[Heartbeat], **_options: bool) -> None:
         raise IndexUnavailableError
 
     with monkeypatch.context() as patched:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 
-from app.index import upkeep
 from app.index.clock import ManualClock
 from app.index.connect import server_run_id
-from app.index.execute import run_all
 from app.index.opening import Index
 from app.index.placement import from_ms
-from app.index.scripts import Call
 from app.models.agent import RecordedState, RegisteredAgent
 from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.cordon import Cordon
@@ -182,21 +178,3 @@ async def test_a_rebuild_begins_again_on_another_run_of_the_server(index: Index)
     for run_id, opened in (("f" * 40, False), (None, True)):
         index.epochs._read_run_id = server_run_id if run_id is None else AsyncMock(return_value=run_id)
         assert await index.upkeep.open_epoch("mine") is opened
-
-
-@pytest.mark.parametrize("least", [1, 4])
-async def test_a_distant_server_is_asked_no_oftener_than_need_be(
-    index: Index, monkeypatch: pytest.MonkeyPatch, least: int
-) -> None:
-    sent: list[int] = []
-
-    async def far(client: Any, calls: list[Call]) -> list[Any]:
-        sent.append(len(calls))
-        await asyncio.sleep(2 * upkeep._LONG_S)
-        return await run_all(client, calls)
-
-    monkeypatch.setattr(upkeep, "run_all", far)
-    states = [recorded(number, StreamId(START_MS - 1)) for number in range(8 * upkeep.APPLY_SLICE)]
-    assert await index.upkeep.restore(states, least=least) == len(states)
-    assert sent == [least] * (8 // least)
-    await assert_index_consistent(index)
