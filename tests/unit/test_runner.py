@@ -54,7 +54,7 @@ async def test_a_store_that_nobody_may_work_with_ends_all_loops() -> None:
 
 async def test_a_stop_need_not_wait_for_a_pause() -> None:
     loop = Scripted(None, pause_s=3600.0)
-    runner = runner_of(loop)
+    runner = runner_of(loop, drain_s=3600.0)
     asyncio.get_running_loop().call_later(0.1, runner.stop)
     await asyncio.wait_for(runner.run(), PATIENCE_S)
 

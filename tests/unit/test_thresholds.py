@@ -54,6 +54,7 @@ def test_a_change_that_concerns_nobody_is_told_by_one_look_however_many_wait() -
     class Watched(list[float]):
         def __getitem__(self, index: Any) -> Any:
             nonlocal looks
+            assert isinstance(index, int), "many were looked at"
             looks += 1
             return super().__getitem__(index)
 
