@@ -14,11 +14,17 @@ from app.telemetry import REBUILD_SECONDS, REBUILDS, logger
 
 if TYPE_CHECKING:
     from app.index.upkeep import Upkeep
+    from app.models.agent import RecordedState
     from app.service.ports import RecordReader
 
 _LEASE_S: Final = 10.0
 _RENEW_EVERY_S: Final = 3.0
+_READ: Final = 500
+"""So many agents at a time are decoded: Redis has enough to do for as long as that takes."""
+
 _PAGE: Final = 5_000
+"""So many are put in together, neighbours in the sets one after another."""
+
 _PAGES_UNDER_WAY: Final = 2
 
 _CALLS_AT_ONCE: Final = 4
@@ -81,7 +87,7 @@ class Rebuild:
         restored = 0
         under_way: set[asyncio.Task[int]] = set()
         try:
-            async for page in self._record.states(page_size=_PAGE):
+            async for page in self._pages():
                 if len(under_way) == _PAGES_UNDER_WAY:
                     done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                     restored += sum(task.result() for task in done)
@@ -92,6 +98,16 @@ class Rebuild:
         finally:
             for task in under_way:
                 task.cancel()
+
+    async def _pages(self) -> AsyncIterator[list[RecordedState]]:
+        page: list[RecordedState] = []
+        async for states in self._record.states(page_size=_READ):
+            page += states
+            if len(page) >= _PAGE:
+                yield page
+                page = []
+        if page:
+            yield page
 
     @asynccontextmanager
     async def _lease_kept(self) -> AsyncIterator[asyncio.Task[None]]:
