@@ -23,6 +23,12 @@ class Keys:
     def __init__(self, shard: int | None = None) -> None:
         self.prefix: Final = "headroom" if shard is None else f"headroom:{{{shard}}}"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keys) and self.prefix == other.prefix
+
+    def __hash__(self) -> int:
+        return hash(self.prefix)
+
     @property
     def heartbeats(self) -> str:
         return f"{self.prefix}:heartbeats"

@@ -6,6 +6,7 @@ It answers only what these commands answer exactly, and says so when it cannot: 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from app.index.keys import Keys
 from app.index.lookup import SLICE
+from app.index.packing import Repeated
 from app.index.placement import Document, decode_document, row_of
 from app.index.scripts import Argument
 from app.models.capacity import CapacityPage, CapacityQuery
@@ -32,23 +34,34 @@ def commands(keys: Keys, query: CapacityQuery, *, with_total: bool = False) -> B
     """What to send, or None for a search that is not common: many sets, a filter, a large limit."""
     if not query.counted or query.after is not None or query.limit >= SLICE:
         return None
-    names = covering(query.min_cpu_cores)
+    counted_from = repr(query.min_gpu_vram_gb) if with_total else None
+    return _commands(
+        keys, query.agent_type, query.pool_name, query.min_cpu_cores, query.limit, counted_from=counted_from
+    )
+
+
+# Planners ask the same few questions over and over.
+@lru_cache(maxsize=1_000)
+def _commands(
+    keys: Keys, agent_type: str, pool_name: str | None, min_cpu_cores: int, limit: int, *, counted_from: str | None
+) -> Repeated | None:
+    names = covering(min_cpu_cores)
     if len(names) > _MOST_SETS:
         return None
     agents = keys.agent("*")
-    sets = [keys.vram_by_cores(query.agent_type, name, query.pool_name) for name in names]
+    sets = [keys.vram_by_cores(agent_type, name, pool_name) for name in names]
     batch: Batch = [
         # A set in descending order, by rank. One row more than wanted tells whether there is more.
         ("SORT_RO", key, "BY", "nosort", "DESC",
-         "LIMIT", 0, query.limit + 1, "GET", "#", "GET", f"{agents}->seen", "GET", f"{agents}->document")
+         "LIMIT", 0, limit + 1, "GET", "#", "GET", f"{agents}->seen", "GET", f"{agents}->document")
         for key in sets
     ]  # fmt: skip
-    if with_total:
-        batch += [("ZCOUNT", key, repr(query.min_gpu_vram_gb), "+inf") for key in sets]
+    if counted_from is not None:
+        batch += [("ZCOUNT", key, counted_from, "+inf") for key in sets]
     # The epoch last: if it is still the trusted one, what was read before it was whole.
     batch += [("MGET", keys.epoch, keys.offline_after), ("TIME",)]
     # An agent must not move from one set to another in between. Alone, a command is atomic by itself.
-    return batch if len(sets) == 1 else [_BEGIN, *batch, _END]
+    return Repeated(batch if len(sets) == 1 else [_BEGIN, *batch, _END])
 
 
 def read(query: CapacityQuery, replies: list[Any], *, epoch: str, now_ms: int | None) -> CapacityPage | None:

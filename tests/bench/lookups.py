@@ -14,6 +14,7 @@ import msgspec
 
 from app.index.keys import GROUP_INDEX
 from tests.bench import pressure
+from tests.bench.cores import apart_and_awake
 from tests.bench.filling import fill
 from tests.bench.fleets import Fleet
 from tests.bench.insights import asked_of
@@ -131,7 +132,8 @@ def measure_cell(
         tell("loading")
         bench = _Bench(grounds, fleet, effort, questions, closing)
         tell("at rest")
-        rest = bench.at_rest()
+        with apart_and_awake():
+            rest = bench.at_rest()
         measurements: list[tuple[Phase, Measurement]] = [("at rest", rest)]
         loads: list[Load] = []
         if effort.load_s:

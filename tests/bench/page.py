@@ -107,7 +107,9 @@ Written by `./scripts/bench`, which anybody can run: it starts its own servers, 
 in turn and checks every answer. A single wrong one ends the run.
 
 This run: {day}, {minutes} minutes, {checked:,} lookups checked. Machine: {machine.processor}, {machine.cores}
-cores, {machine.memory_gb:g} GiB, {machine.system}; servers, workers and the one who asks share it.
+cores, {machine.memory_gb:g} GiB, {machine.system}; servers, workers and the one who asks share it. At rest the one
+who asks has a core to itself, all servers the others, and no core falls asleep: waking a virtual one takes longer
+than a lookup, and by chance it would be one side or another that waits for it.
 Versions: {versions}.
 
 Times are milliseconds: the median of the rounds' medians, and in parentheses the 99th percentile of all calls.
