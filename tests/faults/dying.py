@@ -29,6 +29,10 @@ class MortalReader:
             raise WorkerDiedError
         return entries
 
+    @property
+    def behind(self) -> bool:
+        return bool(self._reader.behind)
+
     async def ack(self, _stream_ids: Sequence[StreamId]) -> None:
         raise WorkerDiedError
 

@@ -48,8 +48,8 @@ class Leased:
         return 1
 
     async def _states(self, *, page_size: int) -> AsyncIterator[list[RecordedState]]:
-        for _ in range(page_size // 1_000):
-            yield []
+        for _ in range(5 * rebuild._PAGE // page_size):
+            yield [Mock(spec=RecordedState)] * page_size
 
 
 @pytest.fixture(autouse=True)
