@@ -40,6 +40,7 @@ __all__ = [
 
 FULL_DISK: Final = Path(__file__).with_name("full_disk.c")
 _PORTS: Final = range(12_000, 32_000)
+_MOST_WORKERS: Final = 16
 _given: set[int] = set()
 
 
@@ -50,7 +51,7 @@ def free_port() -> int:
     connection to somewhere cannot take it before its server listens, nor while its server is down.
     """
     while True:
-        port = secrets.choice(_PORTS)
+        port = secrets.choice(_PORTS[_worker_number() :: _MOST_WORKERS])
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -59,6 +60,12 @@ def free_port() -> int:
         if port not in _given:
             _given.add(port)
             return port
+
+
+def _worker_number() -> int:
+    """Processes of one test run draw from ports of their own."""
+    digits = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    return int(digits) % _MOST_WORKERS if digits.isdigit() else 0
 
 
 class ValkeyServer(Server):

@@ -27,9 +27,6 @@ _PAGE: Final = 5_000
 
 _PAGES_UNDER_WAY: Final = 2
 
-_CALLS_AT_ONCE: Final = 4
-"""At least. Lookups come from the record meanwhile: none waits for these."""
-
 _log = logger(__name__)
 
 
@@ -93,7 +90,7 @@ class Rebuild:
                     restored += sum(task.result() for task in done)
                 if renewing.done():
                     break
-                under_way.add(asyncio.create_task(self._upkeep.restore(page, least=_CALLS_AT_ONCE)))
+                under_way.add(asyncio.create_task(self._upkeep.restore(page, alone=True)))
             return restored + sum(await asyncio.gather(*under_way))
         finally:
             for task in under_way:

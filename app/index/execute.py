@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any, Final
 import redis.asyncio as aredis
 from redis.exceptions import NoScriptError, ResponseError
 
-from app.index.connect import send
 from app.index.scripts import Call
 
 _SHORT_S: Final = 0.000_6
@@ -19,6 +19,9 @@ _LONG_S: Final = 0.001_2
 """Script calls that take less together are sent with more of them the next time, and with fewer above this."""
 
 _MOST_AT_ONCE: Final = 8
+
+_MOST_TURNS: Final = 32
+"""For so long a caller keeps a connection. Others may wait for it, and give up before a whole page is through."""
 
 
 class Pace:
@@ -44,23 +47,12 @@ async def run(client: aredis.Redis, call: Call) -> Any:
         return await client.eval(script.source, 1, call.prefix, *call.arguments)
 
 
-async def run_all(client: aredis.Redis, calls: list[Call]) -> list[Any]:
-    """Runs several calls in one round trip, in order; each is atomic by itself, not all together.
-
-    A server that lost a script answers NOSCRIPT for some of them; all are then run again, which is for scripts
-    that an order guard makes safe to repeat.
-    """
-    if len(calls) == 1:
-        return [await run(client, calls[0])]
-    try:
-        return await _run_pipeline(client, calls)
-    except NoScriptError:
-        await _load(client, calls)
-        return await _run_pipeline(client, calls)
-
-
 async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: Pace, *, ahead: bool) -> list[Any]:
-    """As `run_all`, for any number of calls, few at a time: Redis runs what it has read, then sees lookups.
+    """Runs any number of calls in order, few at a time: Redis runs what it has read, then sees lookups.
+
+    Each call is atomic by itself, not all together. Some may run twice, or after one that follows them: when the
+    server has lost a script, and when the caller repeats all after an error. This is for scripts that an order
+    guard makes safe to repeat.
 
     Args:
         client: whose connections are used, one of them.
@@ -70,24 +62,28 @@ async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: P
             waits for two turns where it would have waited for one.
 
     Raises:
-        ResponseError: a call failed. Those sent with it or right after it have been run all the same.
+        ResponseError: a call failed. Those sent with it or right after it may have been run all the same.
     """
     replies: list[Any] = []
-    most_waiting = 2 if ahead else 1
-    connection: Any = client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's own
-    line = _Line(client, await connection)
-    answered_s = time.perf_counter()
-    try:
-        following = list(islice(calls, pace.at_once))
-        while following or line.waiting:
-            while following and line.waiting < most_waiting:
-                await line.send(following)
-                following = list(islice(calls, pace.at_once))
-            replies += await line.receive()
-            before_s, answered_s = answered_s, time.perf_counter()
-            pace.adapt(answered_s - before_s)
-    finally:
-        await line.close()
+    following = list(islice(calls, pace.at_once))
+    while following:
+        connection: Any = client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's own
+        line = _Line(client, await connection)
+        answered_s = time.perf_counter()
+        turns = 0
+        try:
+            while line.waiting or (following and turns < _MOST_TURNS):
+                while following and turns < _MOST_TURNS and line.waiting < 1 + ahead:
+                    await line.send(following)
+                    turns += 1
+                    following = list(islice(calls, pace.at_once))
+                replies += await line.receive()
+                before_s, answered_s = answered_s, time.perf_counter()
+                pace.adapt(answered_s - before_s)
+        finally:
+            await line.close()
+        # Whoever waits for a connection comes first.
+        await asyncio.sleep(0)
     return replies
 
 
@@ -107,7 +103,8 @@ class _Line:
     async def send(self, batch: list[Call]) -> None:
         packed = self._connection.pack_commands(_command(call) for call in batch)
         self._sent.append(batch)
-        await self._connection.send_packed_command(packed)
+        # A check of the connection's health would take a reply that is on its way for its own.
+        await self._connection.send_packed_command(packed, check_health=len(self._sent) == 1)
 
     async def receive(self) -> list[Any]:
         """The replies to the oldest batch."""
@@ -130,7 +127,10 @@ class _Line:
         sent, self._sent = self._sent, deque()
         for batch in islice(sent, 1, None):
             await self._read(batch)
-        await _load(self._client, [call for batch in sent for call in batch])
+        for script in {call.script for batch in sent for call in batch}:
+            # Not over another connection: there may be none to be had, or it leads to another server.
+            await self._connection.send_command("SCRIPT LOAD", script.source)
+            await self._connection.read_response()
         for batch in sent:
             await self.send(batch)
         return await self._read(self._sent[0])
@@ -143,18 +143,6 @@ class _Line:
             except ResponseError as error:
                 replies.append(error)
         return replies
-
-
-async def _run_pipeline(client: aredis.Redis, calls: list[Call]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
-    for call in calls:
-        pipeline.execute_command(*_command(call))
-    return await send(pipeline)
-
-
-async def _load(client: aredis.Redis, calls: list[Call]) -> None:
-    for script in {call.script for call in calls}:
-        await client.script_load(script.source)
 
 
 def _command(call: Call) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ class Keys:
         self.prefix: Final = "headroom" if shard is None else f"headroom:{{{shard}}}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Keys) and self.prefix == other.prefix
+        return self.prefix == other.prefix if isinstance(other, Keys) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.prefix)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Repeated(list[tuple[Any, ...]]):
-    """Commands that are sent again and again as they are: written only once."""
+    """Commands that are sent again and again: written only once. Threads share them, so nobody may change them."""
 
     @cached_property
     def packed(self) -> bytes:

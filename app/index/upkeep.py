@@ -36,6 +36,9 @@ _MARKS_KEPT_MS: Final = 86_400_000
 APPLY_SLICE: Final = 8
 """Heartbeats per script call: about a millisecond of Redis's time when every value of every agent changed."""
 
+_LEAST_ALONE: Final = 4
+"""Script calls sent together during a rebuild, at least."""
+
 BRAKED_FLEET: Final = 100
 """Fleets larger than this have a brake: when most is silent at once, few are declared offline at a time."""
 
@@ -230,13 +233,13 @@ class Upkeep:
                 # An old server, or a user who may not: people with redis-cli still have the sorted sets.
                 _log.warning("This server takes no function library", reason=str(error))
 
-    async def restore(self, states: Sequence[RecordedState], *, least: int = 1) -> int:
+    async def restore(self, states: Sequence[RecordedState], *, alone: bool = False) -> int:
         """Puts recorded agents back where the index knows nothing newer; returns how many.
 
         Args:
             states: in any order.
-            least: script calls that travel together, however long they take. On a slow network the way is most of
-                it; more than one is for a time when no lookup waits for Redis.
+            alone: no lookup waits for Redis meanwhile. Then more script calls travel together, however long they
+                take, since on a slow network the way is most of it, and Redis gets the next before it is done.
         """
         # Neighbours in the sets follow each other: the server finds their places faster, and adds up more at once.
         ordered = sorted(states, key=_place)
@@ -245,7 +248,8 @@ class Upkeep:
             for part in _slices(ordered, APPLY_SLICE)
         )
         with unavailable():
-            return sum(await run_few_at_a_time(self._client, calls, Pace(least), ahead=True))
+            pace = Pace(_LEAST_ALONE if alone else 1)
+            return sum(await run_few_at_a_time(self._client, calls, pace, ahead=alone))
 
     async def open_epoch(self, marker: str) -> bool:
         """Ends a rebuild; False when Redis was flushed, restarted or replaced meanwhile: it must begin again."""

@@ -7,10 +7,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
 from app.tether import die_with_parent
+
+
+def cores_to_place() -> list[int] | None:
+    """Those that this may use; None for fewer than two, or where the servers would pay for keeping them awake."""
+    if sys.platform != "linux":
+        return None
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limited = quota.exists() and not quota.read_text(encoding="ascii").startswith("max")
+    cores = sorted(os.sched_getaffinity(0))
+    return None if limited or len(cores) < 2 else cores
 
 
 @contextmanager
@@ -21,8 +32,8 @@ def apart_and_awake() -> Iterator[None]:
     machine takes longer than a lookup: by chance one side would be measured in one way for a whole cell, and the
     next one in the other. A process that runs only where nobody else wants to keeps each core awake.
     """
-    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    if len(cores) < 2:
+    cores = cores_to_place()
+    if cores is None:
         yield
         return
     with ExitStack() as undo:
@@ -41,10 +52,10 @@ def _place_everything(asker: list[int], servers: list[int]) -> None:
 
 
 def _place(process: psutil.Process, cores: list[int]) -> None:
-    # Processes and threads come and go.
-    with suppress(psutil.NoSuchProcess):
+    # Processes and threads come and go, and a Postgres of another user is not ours to place.
+    with suppress(psutil.Error):
         for thread in process.threads():
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.sched_setaffinity(thread.id, cores)
 
 

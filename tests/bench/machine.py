@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import redis
 
+from tests.bench.cores import cores_to_place
 from tests.bench.lookups import Grounds
 from tests.bench.results import Machine
 
@@ -25,6 +26,7 @@ def describe(grounds: Grounds) -> Machine:
         processor=_processor(),
         cores=os.cpu_count() or 1,
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        apart=cores_to_place() is not None,
         system=f"{platform.system()} {platform.release().split('-')[0]}",
         versions={
             name: number,

@@ -61,6 +61,7 @@ def _page(results: Results, notes: str) -> Iterator[str]:
         minutes=round(results.took_s / 60),
         checked=results.checked,
         machine=machine,
+        apart=_APART if machine.apart else "",
         versions=", ".join(f"{name} {number}" for name, number in machine.versions.items()),
     )
     yield "## What it must show\n\n"
@@ -100,6 +101,10 @@ _PHASES: Final[tuple[tuple[Phase, str], ...]] = (
     ("under load", "While the heartbeats of the whole fleet are applied, one per agent in 30 s:"),
 )
 
+_APART: Final = """ At rest the one
+who asks has a core to itself, all servers the others, and no core falls asleep: waking a virtual one takes longer
+than a lookup, and by chance it would be one side or another that waits for it."""
+
 _INTRO: Final = """\
 # Benchmarks
 
@@ -107,9 +112,7 @@ Written by `./scripts/bench`, which anybody can run: it starts its own servers, 
 in turn and checks every answer. A single wrong one ends the run.
 
 This run: {day}, {minutes} minutes, {checked:,} lookups checked. Machine: {machine.processor}, {machine.cores}
-cores, {machine.memory_gb:g} GiB, {machine.system}; servers, workers and the one who asks share it. At rest the one
-who asks has a core to itself, all servers the others, and no core falls asleep: waking a virtual one takes longer
-than a lookup, and by chance it would be one side or another that waits for it.
+cores, {machine.memory_gb:g} GiB, {machine.system}; servers, workers and the one who asks share it.{apart}
 Versions: {versions}.
 
 Times are milliseconds: the median of the rounds' medians, and in parentheses the 99th percentile of all calls.

@@ -17,6 +17,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: float
     system: str
     versions: dict[str, str]
+    apart: bool = False
+    """At rest the one who asks and the servers had cores of their own, none of which slept."""
 
 
 class Results(msgspec.Struct, kw_only=True):

@@ -29,7 +29,8 @@ both_ways = pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[aredis.Redis]:
-    client = connect(index_settings(redis_url), purpose="test")
+    """With a single connection: whoever keeps it, or wants two, gets no further."""
+    client = connect(index_settings(redis_url, redis_pool_size=1, redis_timeout_s=5.0), purpose="test")
     await client.script_flush()
     yield client
     await client.aclose()
@@ -60,8 +61,9 @@ async def test_replies_and_effects_are_in_the_order_of_the_calls(
 
 @both_ways
 async def test_scripts_that_are_lost_on_the_way_are_loaded_again_and_no_call_is_missing(
-    client: aredis.Redis, monkeypatch: pytest.MonkeyPatch, *, ahead: bool
+    client: aredis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, *, ahead: bool
 ) -> None:
+    other = connect(index_settings(redis_url), purpose="other")
     receive = execute._Line.receive
     rounds = 0
 
@@ -69,15 +71,16 @@ async def test_scripts_that_are_lost_on_the_way_are_loaded_again_and_no_call_is_
         nonlocal rounds
         rounds += 1
         if rounds in {3, 4, 9}:
-            await client.script_flush()
+            await other.script_flush()
         return await receive(line)
 
     monkeypatch.setattr(execute._Line, "receive", losing)
-    assert await run_few_at_a_time(client, iter(calls(range(60))), Pace(3), ahead=ahead) == taken(range(60))
+    assert await run_few_at_a_time(client, iter(calls(range(100))), Pace(3), ahead=ahead) == taken(range(100))
     assert rounds > 9
-    last = dict(zip(await noted(client), range(200), strict=False))
-    assert list(last) == taken(range(60))
+    last = dict(zip(await noted(client), range(1_000), strict=False))
+    assert list(last) == taken(range(100))
     assert sorted(last.values()) == list(last.values()), "a call ran again, and one after it did not"
+    await other.aclose()
 
 
 @both_ways
@@ -111,6 +114,18 @@ async def test_who_gives_up_leaves_no_reply_to_the_next_caller(
         with pytest.raises(asyncio.CancelledError):
             await running
     assert await asyncio.gather(*(client.echo(str(n)) for n in range(10))) == taken(range(10))
+
+
+@both_ways
+async def test_nobody_waits_for_a_connection_until_all_is_through(client: aredis.Redis, *, ahead: bool) -> None:
+    running = [
+        asyncio.create_task(run_few_at_a_time(client, iter(calls(range(2_000))), Pace(), ahead=ahead))
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+    await client.ping()
+    assert not any(task.done() for task in running)
+    assert await asyncio.gather(*running) == [taken(range(2_000))] * 2
 
 
 @both_ways

@@ -198,3 +198,23 @@ async def test_a_filter_that_refuses_everybody_ends_its_page_in_bounded_time(
         pages.append(await index.capacity.find(msgspec.structs.replace(query, after=pages[-1].cursor)))
     assert len(pages) == 3
     assert [row.agent_id for page in pages for row in page.agents] == [agent_id(700)]
+
+
+async def test_ingest_is_in_a_hurry_only_while_more_is_waiting(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_index(index_settings(redis_url, ingest_batch=2)) as index:
+        ingest = Ingest(index.index_reader(), index.upkeep)
+        await index.log.append([heartbeat(number) for number in range(3)])
+        apply, hurried = index.upkeep.apply, []
+
+        async def watched(heartbeats: Any, *, behind: bool) -> Any:
+            hurried.append((len(heartbeats), behind))
+            return await apply(heartbeats, behind=behind)
+
+        monkeypatch.setattr(index.upkeep, "apply", watched)
+        # The agents' transitions are read after them.
+        await apply_everything(index, ingest=ingest)
+        await ingest.run_once()
+        assert hurried[0] == (2, True)
+        assert hurried[-1] == (0, False)

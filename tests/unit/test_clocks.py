@@ -1,4 +1,8 @@
-"""No test judges how fast this machine is: what must not be late is proved by order or by contrast."""
+"""What must not be late is proved by order or by contrast, not by how fast this machine is.
+
+Found are assertions on a clock itself. The two seconds within which lookups have to answer during a fault are the
+contract's own, and judged in tests/faults.
+"""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Leased:
             raise answer
         return answer
 
-    async def _restore(self, _states: Sequence[RecordedState], *, least: int) -> int:
-        assert least >= 4
+    async def _restore(self, _states: Sequence[RecordedState], *, alone: bool) -> int:
+        assert alone
         await self._enough.wait()
         return 1
 
@@ -69,3 +69,25 @@ async def test_who_lost_the_lease_leaves_the_epoch_to_the_other() -> None:
     async with asyncio.timeout(PATIENCE_S):
         assert not await leased.rebuild.rebuild()
     leased.upkeep.open_epoch.assert_not_awaited()
+
+
+async def test_the_record_is_read_in_pieces_and_put_back_in_pages() -> None:
+    leased = Leased([], lasts=1)
+    pieces: list[list[RecordedState]] = [[Mock(spec=RecordedState)] * number for number in (500,) * 23 + (7,)]
+
+    async def states(*, page_size: int) -> AsyncIterator[list[RecordedState]]:
+        assert page_size == 500
+        for piece in pieces:
+            yield piece
+
+    restored: list[int] = []
+
+    async def restore(page: Sequence[RecordedState], *, alone: bool) -> int:
+        assert alone, "lookups do not read the index meanwhile"
+        restored.append(len(page))
+        return len(page)
+
+    leased.record.states.side_effect = states
+    leased.upkeep.restore.side_effect = restore
+    assert await leased.rebuild.rebuild()
+    assert restored == [5_000, 5_000, 1_507]
