@@ -100,6 +100,16 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             quick=options.quick,
             machine=describe(grounds),
         )
+        # First: a server that has held other fleets finds less of this one in its caches.
+        if with_ingestion:
+            results.ingestion = measure_ingestion(
+                grounds,
+                server,
+                _QUICK_INGESTION if options.quick else _WHOLE_INGESTION,
+                tell=lambda what: progress.update(task, description=f"ingestion: {what}"),
+            )
+            results.checked += results.ingestion.checked
+            progress.advance(task)
         for name, size in cells:
             progress.update(task, description=f"{name}, {size:,} agents")
             cell = measure_cell(
@@ -114,15 +124,6 @@ def run(options: argparse.Namespace, console: Console) -> Results:
             results.lines.extend(cell.lines)
             results.loads.extend(cell.loads)
             results.checked += cell.checked
-            progress.advance(task)
-        if with_ingestion:
-            results.ingestion = measure_ingestion(
-                grounds,
-                server,
-                _QUICK_INGESTION if options.quick else _WHOLE_INGESTION,
-                tell=lambda what: progress.update(task, description=f"ingestion: {what}"),
-            )
-            results.checked += results.ingestion.checked
             progress.advance(task)
         if with_waiting:
             results.waiting = measure_waiting(
