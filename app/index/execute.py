@@ -101,7 +101,10 @@ class _Line:
         return len(self._sent)
 
     async def send(self, batch: list[Call]) -> None:
-        packed = self._connection.pack_commands(_command(call) for call in batch)
+        await self._send(batch, [_command(call) for call in batch])
+
+    async def _send(self, batch: list[Call], commands: list[tuple[Any, ...]]) -> None:
+        packed = self._connection.pack_commands(commands)
         self._sent.append(batch)
         # A check of the connection's health would take a reply that is on its way for its own.
         await self._connection.send_packed_command(packed, check_health=len(self._sent) == 1)
@@ -127,12 +130,11 @@ class _Line:
         sent, self._sent = self._sent, deque()
         for batch in islice(sent, 1, None):
             await self._read(batch)
-        for script in {call.script for batch in sent for call in batch}:
-            # Not over another connection: there may be none to be had, or it leads to another server.
-            await self._connection.send_command("SCRIPT LOAD", script.source)
-            await self._connection.read_response()
         for batch in sent:
-            await self.send(batch)
+            # With their source: loaded first, they could be lost again before they run.
+            await self._send(
+                batch, [("EVAL", call.script.source, 1, call.prefix, *call.arguments) for call in batch]
+            )
         return await self._read(self._sent[0])
 
     async def _read(self, batch: list[Call]) -> list[Any]:

@@ -74,7 +74,15 @@ async def test_scripts_that_are_lost_on_the_way_are_loaded_again_and_no_call_is_
             await other.script_flush()
         return await receive(line)
 
+    send = execute._Line._send
+
+    async def lost_again(line: execute._Line, batch: list[Call], commands: list[tuple[Any, ...]]) -> None:
+        if rounds % 2:
+            await other.script_flush()
+        await send(line, batch, commands)
+
     monkeypatch.setattr(execute._Line, "receive", losing)
+    monkeypatch.setattr(execute._Line, "_send", lost_again)
     assert await run_few_at_a_time(client, iter(calls(range(100))), Pace(3), ahead=ahead) == taken(range(100))
     assert rounds > 9
     last = dict(zip(await noted(client), range(1_000), strict=False))
