@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -116,7 +117,7 @@ class IndexSide:
         self._client.close()
 
 
-class _PlainSets:
+class _PlainSets(ABC):
     """Both plain sets, and the documents of those found; no notion of rungs, bands or freshness."""
 
     promise: Promise = "parts"
@@ -149,11 +150,11 @@ class _PlainSets:
     def close(self) -> None:
         self._client.close()
 
-    def _count(self, question: Question) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _count(self, question: Question) -> int: ...
 
-    def _top(self, question: Question) -> tuple[list[tuple[bytes, float, int]], list[Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _top(self, question: Question) -> tuple[list[tuple[bytes, float, int]], list[Any]]: ...
 
     def _documents(self, agent_ids: Sequence[str]) -> list[Any]:
         """The readable fields of each agent's hash, in one round trip."""
