@@ -35,37 +35,25 @@ class Ingest:
     async def run_once(self) -> None:
         entries = await self._reader.read()
         heartbeats = [(entry.stream_id, entry.body) for entry in entries if isinstance(entry.body, Heartbeat)]
-        try:
-            outcomes = await self._upkeep.apply(heartbeats, behind=self._reader.behind)
-        except UndecodableEntryError:
-            heartbeats, outcomes = await self._apply_singly(heartbeats)
+        outcomes = await self._upkeep.apply(heartbeats, behind=self._reader.behind)
         # After what may fail and be tried again: each further try would set the same entries aside once more.
         for entry in entries:
             if entry.body is None:
                 await self._reader.dead_letter(entry.stream_id, entry.fault)
+        for (stream_id, heartbeat), outcome in zip(heartbeats, outcomes, strict=True):
+            if isinstance(outcome, UndecodableEntryError):
+                reason = str(outcome.__cause__)
+                _log.error("The index cannot take a heartbeat", agent_id=heartbeat.agent_id, reason=reason)
+                await self._reader.dead_letter(stream_id, outcome.detail)
         await self._reader.ack([entry.stream_id for entry in entries])
         self._count(heartbeats, outcomes)
 
-    async def _apply_singly(
-        self, heartbeats: list[tuple[StreamId, Heartbeat]]
-    ) -> tuple[list[tuple[StreamId, Heartbeat]], list[Outcome]]:
-        """Sets aside what the index cannot take, so that one damaged agent does not stop all others."""
-        applied, outcomes = [], []
-        for one in heartbeats:
-            try:
-                outcomes += await self._upkeep.apply([one])
-                applied.append(one)
-            except UndecodableEntryError as error:
-                _log.error(
-                    "The index cannot take a heartbeat", agent_id=one[1].agent_id, reason=str(error.__cause__)
-                )
-                await self._reader.dead_letter(one[0], error.detail)
-        return applied, outcomes
-
     @staticmethod
-    def _count(heartbeats: list[tuple[StreamId, Heartbeat]], outcomes: list[Outcome]) -> None:
-        for outcome, number in Counter(outcomes).items():
-            HEARTBEATS.labels(outcome=outcome.value).inc(number)
+    def _count(
+        heartbeats: list[tuple[StreamId, Heartbeat]], outcomes: list[Outcome | UndecodableEntryError]
+    ) -> None:
+        for kind, number in Counter(one for one in outcomes if isinstance(one, Outcome)).items():
+            HEARTBEATS.labels(outcome=kind.value).inc(number)
         if heartbeats:
             # The one that waited longest stands for its batch.
             VISIBILITY_SECONDS.observe(max(0.0, time.time() * 1000 - heartbeats[0][0].ms) / 1000)

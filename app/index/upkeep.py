@@ -94,26 +94,23 @@ class Upkeep:
 
     async def apply(
         self, heartbeats: Sequence[tuple[StreamId, Heartbeat]], *, behind: bool = False
-    ) -> list[Outcome]:
+    ) -> list[Outcome | UndecodableEntryError]:
         """Applies heartbeats in the order given. Repeating it changes nothing.
 
         Args:
             heartbeats: with the ids of their entries.
             behind: more are waiting, so that Redis gets the next before it is done with the last.
 
-        Raises:
-            UndecodableEntryError: the state of one of these agents is not what it could be applied to.
+        Returns:
+            What became of each; an error where the state of its agent is not what it could be applied to.
         """
         calls = (
             self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
             for part in _slices(heartbeats, APPLY_SLICE)
         )
-        try:
-            with unavailable():
-                replies = await run_few_at_a_time(self._client, calls, self._applying, ahead=behind)
-        except ResponseError as error:
-            raise UndecodableEntryError("The index cannot take it") from error
-        return [Outcome(outcome.decode()) for reply in replies for outcome in reply]
+        with unavailable():
+            replies = await run_few_at_a_time(self._client, calls, self._applying, ahead=behind)
+        return [_outcome(outcome) for reply in replies for outcome in reply]
 
     async def sweep(self) -> int:
         """Takes one slice of silent agents out of the sets; returns how many, SWEEP_SLICE: maybe more."""
@@ -280,6 +277,14 @@ class Upkeep:
                 await self._client.unlink(*doomed)
             if cursor == 0:
                 return
+
+
+def _outcome(reply: bytes | ResponseError) -> Outcome | UndecodableEntryError:
+    if isinstance(reply, ResponseError):
+        refused = UndecodableEntryError("The index cannot take it")
+        refused.__cause__ = reply
+        return refused
+    return Outcome(reply.decode())
 
 
 def _place(state: RecordedState) -> tuple[str, str, float]:

@@ -10,15 +10,19 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from app.errors import IndexUnavailableError
 from app.index.clock import ManualClock
 from app.index.opening import Index
-from app.models.capacity import CapacityQuery, GpuType
+from app.index.upkeep import APPLY_SLICE
+from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.heartbeat import ResourceMetrics
 from app.models.insight import PoolTotals
 from app.record import migrate, open_record
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from tests.servers import start_valkey
 from workers.audit import Audit
 from workers.clock_watch import ClockWatch
+from workers.ingest import Ingest
 from workers.reaper import Reaper
 from workers.recorder import Recorder
 
@@ -53,6 +57,50 @@ async def test_a_heartbeat_of_an_agent_that_somebody_damaged_is_set_aside(index:
     assert sum(one.gpu_vram_available_gb for one in await totals(index)) == (
         sum(one.gpu_vram_available_gb for one in before) + 19.0
     )
+
+
+async def test_a_damaged_agent_costs_the_others_no_transition(redis_url: str) -> None:
+    """Its neighbours go busy and come back, one in the script call that meets it and the other in the next one."""
+    async with opened_index(index_settings(redis_url, ingest_batch=2 * APPLY_SLICE)) as index:
+        client: Any = index.capacity._client
+        await index.log.append([heartbeat(n) for n in range(1, 21)])
+        await apply_everything(index)
+        await client.delete(index.keys.agent(agent_id(5)))
+        await client.set(index.keys.agent(agent_id(5)), "not a hash")
+        neighbours = [1, 2, 3, 4, 6, 7, 8]
+        await index.log.append([heartbeat(n, status=AgentStatus.BUSY) for n in range(1, 9)])
+        await index.log.append([heartbeat(n) for n in (*neighbours, 9)])
+        await apply_everything(index)
+        assert len(await client.xrange(index.keys.dead_letters)) == 1
+        for n in neighbours:
+            assert await transitions(index, n) == ["online", "busy", "online"]
+
+
+async def test_a_full_server_costs_no_transition() -> None:
+    """What it refuses first is refused with all that follows, even where that begins with less to write."""
+    with start_valkey() as server, server.client() as operator:
+        async with opened_index(index_settings(server.url, ingest_batch=2 * APPLY_SLICE)) as index:
+            await index.log.append([heartbeat(n) for n in range(1, 21)])
+            await apply_everything(index)
+            unchanged = [heartbeat(n) for n in (20, 19)]
+            busy = [heartbeat(n, status=AgentStatus.BUSY) for n in range(1, 7)]
+            changed = [heartbeat(n, vram=n + 1.0) for n in (6, 1, 2, 3, 4, 5, 7, 8)]
+            await index.log.append([*unchanged, *busy, *changed])
+            operator.config_set("maxmemory", "1mb")
+            ingest = Ingest(index.index_reader(), index.upkeep)
+            with pytest.raises(IndexUnavailableError):
+                await ingest.run_once()
+            operator.config_set("maxmemory", "0")
+            await apply_everything(index, ingest=ingest)
+            assert not await index.capacity._client.exists(index.keys.dead_letters)
+            for n in range(1, 7):
+                assert await transitions(index, n) == ["online", "busy", "online"]
+
+
+async def transitions(index: Index, number: int) -> list[str]:
+    entries: Any = await index.capacity._client.xrange(index.keys.heartbeats)
+    of_agent = [fields for _, fields in entries if fields.get(b"agent_id") == agent_id(number).encode()]
+    return [fields[b"transition"].decode() for fields in of_agent if b"transition" in fields]
 
 
 async def test_an_agent_whose_place_cannot_be_read_holds_up_nobody(index: Index) -> None:

@@ -7,7 +7,7 @@
 --          status, place ("vram cores type pool", empty without metrics),
 --          machine ("type pool gpu_type total_vram_gb physical_cores", the last three "-" when not said),
 --          the hash's other fields, as a JSON array of field, value, field, value…
--- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned
+-- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned, or the error that its agent's state led to
 --!include common order ladder place feed totals flapping memory
 
 local offline_after_ms = tonumber(ARGV[2])
@@ -52,59 +52,72 @@ local function follow(agent_id, old, new, memory_before)
     end
 end
 
-local function apply_all()
-    local at = 3
-    while at <= #ARGV do
-        local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-        local fingerprint, status = ARGV[at + 4], ARGV[at + 5]
-        local place, machine = ARGV[at + 6], ARGV[at + 7]
-        local fields = ARGV[at + 8]
-        at = at + 9
+local function apply_one(at)
+    local agent_id, id, boot, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local fingerprint, status = ARGV[at + 4], ARGV[at + 5]
+    local place, machine = ARGV[at + 6], ARGV[at + 7]
+    local fields = ARGV[at + 8]
 
-        local key = agent_key(agent_id)
-        local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
-            'status', 'changes', 'machine', 'cordon')
-        local outcome, holder, holder_seq, boots =
-            judge(known[1], known[2], known[3], known[4], id, boot, seq, offline_after_ms)
-        if outcome == 'applied' then
-            -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
-            local seen = math.min(tonumber((split_id(id))), now)
-            local was = known[7]
-            if known[5] == fingerprint and (known[2] or '') == holder then
-                redis.call('HSET', key, 'last_id', id, 'seen', seen, 'seq', holder_seq)
-            else
-                -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
-                if known[1] and not was then redis.call('PERSIST', key) end
-                redis.call('ZREM', silent_key, agent_id)
-                local old = {status = was, indexed = known[6] or '', machine = known[9],
-                    cordoned = known[10] and known[10] ~= '' or false}
-                local new = settle(old, status, place, machine)
-                local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
-                redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
-                    boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
-                    'machine', new.machine, unpack(cjson.decode(fields)))
-                follow(agent_id, old, new, memory_before)
-            end
-            if status == 'offline' then
-                redis.call('ZREM', seen_key, agent_id)
-                redis.call('ZADD', offline_key, seen, agent_id)
-            else
-                redis.call('ZADD', seen_key, seen, agent_id)
-            end
-            if was ~= status then
-                if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
-                append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
-            end
-        else
-            if boots then redis.call('HSET', key, 'boots', boots) end
-            if outcome == 'cloned' then redis.call('ZADD', prefix .. ':cloned', now, agent_id) end
-        end
-        outcomes[#outcomes + 1] = outcome
+    local key = agent_key(agent_id)
+    local known = redis.call('HMGET', key, 'last_id', 'boot_id', 'seq', 'boots', 'fingerprint', 'indexed',
+        'status', 'changes', 'machine', 'cordon')
+    local outcome, holder, holder_seq, boots =
+        judge(known[1], known[2], known[3], known[4], id, boot, seq, offline_after_ms)
+    if outcome ~= 'applied' then
+        if boots then redis.call('HSET', key, 'boots', boots) end
+        if outcome == 'cloned' then redis.call('ZADD', prefix .. ':cloned', now, agent_id) end
+        return outcome
     end
+    -- An entry's id runs ahead of the clock after the clock stepped back; nobody is seen in the future.
+    local seen = math.min(tonumber((split_id(id))), now)
+    local was = known[7]
+    if known[5] == fingerprint and (known[2] or '') == holder then
+        redis.call('HSET', key, 'last_id', id, 'seen', seen, 'seq', holder_seq)
+    else
+        local old = {status = was, indexed = known[6] or '', machine = known[9],
+            cordoned = known[10] and known[10] ~= '' or false}
+        local new = settle(old, status, place, machine)
+        local memory_before = memory_wanted and redis.call('HGET', key, 'memory_available_gb') or nil
+        -- A full server refuses a call at its first write, unless that one only deletes: were the first a ZREM,
+        -- this call would be run and the one before it, refused, would be tried again after it.
+        redis.call('HSET', key, 'last_id', id, 'seen', seen, 'boot_id', holder, 'seq', holder_seq, 'boots',
+            boots or known[4] or '', 'fingerprint', fingerprint, 'indexed', new.indexed,
+            'machine', new.machine, unpack(cjson.decode(fields)))
+        -- A forgotten agent leaves a tombstone that expires; its return must not expire with it.
+        if known[1] and not was then redis.call('PERSIST', key) end
+        redis.call('ZREM', silent_key, agent_id)
+        follow(agent_id, old, new, memory_before)
+    end
+    if status == 'offline' then
+        redis.call('ZREM', seen_key, agent_id)
+        redis.call('ZADD', offline_key, seen, agent_id)
+    else
+        redis.call('ZADD', seen_key, seen, agent_id)
+    end
+    if was ~= status then
+        if status ~= 'offline' then redis.call('ZREM', offline_key, agent_id) end
+        append_transition(agent_id, status, 'heartbeat', id, note_change(agent_id, known[8]))
+    end
+    return outcome
 end
 
--- What was applied before an agent that cannot be read is counted all the same.
-local done, fault = pcall(apply_all)
+-- Whether the server takes nothing from anybody now, rather than that this agent is damaged.
+local function refuses(fault)
+    local code = type(fault) == 'table' and string.match(fault.err, '^%u+')
+    return code and code ~= 'ERR' and code ~= 'WRONGTYPE'
+end
+
+for at = 3, #ARGV, 9 do
+    -- A damaged agent holds up nobody: those after it, tried again later, would be behind what followed them.
+    local done, outcome = pcall(apply_one, at)
+    if not done then
+        if refuses(outcome) then
+            write_totals()
+            return outcome
+        end
+        if type(outcome) ~= 'table' then outcome = redis.error_reply(outcome) end
+    end
+    outcomes[#outcomes + 1] = outcome
+end
 write_totals()
-if not done then return type(fault) == 'table' and fault or redis.error_reply(fault) end
 return outcomes
