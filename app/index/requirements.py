@@ -9,22 +9,27 @@ import redis.asyncio as aredis
 from app.errors import StartupRefusedError
 from app.index.connect import unavailable
 
-# The youngest of each kind that is needed; all of them came with Redis 6.2 or earlier.
-_COMMANDS: Final = ("evalsha", "xautoclaim", "xinfo", "xsetid", "zmscore", "zrangestore", "time")
+_COMMANDS: Final = ("evalsha", "time", "xautoclaim", "xinfo", "xsetid", "zmscore")
+_OLDEST: Final = 7
+"""From there on groups count what they have read, and errors in scripts keep their code. Valkey says 7.2."""
 
 
 async def refuse_unfit_server(client: aredis.Redis) -> None:
-    """Looks at the eviction policy and the commands.
+    """Looks at the version, the eviction policy and the commands.
 
     Raises:
         StartupRefusedError: the detail says what to change.
         IndexUnavailableError: nobody answers, so nothing is known.
     """
     with unavailable():
-        memory: dict[str, Any] = await client.info("memory")
+        server: dict[str, Any] = await client.info()
         # In one word: redis-py's own reading of COMMAND INFO fails on a command that is not there.
         known: Any = await client.execute_command("COMMAND INFO", *_COMMANDS)  # type: ignore[no-untyped-call]
-    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    version = str(server.get("redis_version", ""))
+    major, _, _ = version.partition(".")
+    if major.isdigit() and int(major) < _OLDEST:
+        raise StartupRefusedError(f"This server is Redis {version}: use Redis 7.0 or newer, or Valkey.")
+    policy = str(server.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         raise StartupRefusedError(
             f"Redis has maxmemory-policy {policy}: it would drop agents, log entries or claims without a word. "
@@ -33,7 +38,7 @@ async def refuse_unfit_server(client: aredis.Redis) -> None:
     missing = [name for name in _COMMANDS if not _listed(known, name)]
     if missing:
         raise StartupRefusedError(
-            f"The server lacks the commands {', '.join(missing)}: use Redis 6.2 or newer, or Valkey, "
+            f"The server lacks the commands {', '.join(missing)}: use Redis 7.0 or newer, or Valkey, "
             "and allow them in the user's ACL."
         )
 
