@@ -87,7 +87,7 @@ class Rebuild:
             async for page in self._pages():
                 if len(under_way) == _PAGES_UNDER_WAY:
                     done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                    restored += sum(task.result() for task in done)
+                    restored += sum(await asyncio.gather(*done))
                 if renewing.done():
                     break
                 under_way.add(asyncio.create_task(self._upkeep.restore(page, alone=True)))
@@ -95,6 +95,8 @@ class Rebuild:
         finally:
             for task in under_way:
                 task.cancel()
+            # Several end with the same error, and the next attempt must not meet them.
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _pages(self) -> AsyncIterator[list[RecordedState]]:
         page: list[RecordedState] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from unittest.mock import AsyncMock, Mock
 
@@ -91,3 +92,54 @@ async def test_the_record_is_read_in_pieces_and_put_back_in_pages() -> None:
     leased.upkeep.restore.side_effect = restore
     assert await leased.rebuild.rebuild()
     assert restored == [5_000, 5_000, 1_507]
+
+
+async def test_pages_that_fail_together_are_all_heard(caplog: pytest.LogCaptureFixture) -> None:
+    leased = Leased([], lasts=1)
+    both, gone = asyncio.Event(), asyncio.Event()
+    begun = 0
+
+    async def restore(_: Sequence[RecordedState], *, alone: bool) -> int:
+        nonlocal begun
+        begun += 1
+        if begun == rebuild._PAGES_UNDER_WAY:
+            both.set()
+        await gone.wait()
+        raise IndexUnavailableError
+
+    leased.upkeep.restore.side_effect = restore
+    rebuilding = asyncio.create_task(leased.rebuild.rebuild())
+    async with asyncio.timeout(PATIENCE_S):
+        await both.wait()
+        gone.set()
+        with pytest.raises(IndexUnavailableError):
+            await rebuilding
+    # asyncio says so when it drops a task whose error nobody looked at; until it is resumed, it has the last one.
+    del rebuilding
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not caplog.records
+
+
+async def test_pages_under_way_end_with_the_rebuild() -> None:
+    leased = Leased([], lasts=1)
+    begun, ended = 0, 0
+
+    async def restore(_: Sequence[RecordedState], *, alone: bool) -> int:
+        nonlocal begun, ended
+        begun += 1
+        try:
+            if begun == rebuild._PAGES_UNDER_WAY:
+                raise IndexUnavailableError
+            await asyncio.Event().wait()
+            raise AssertionError
+        finally:
+            for _turn in range(20):
+                await asyncio.sleep(0)
+            ended += 1
+
+    leased.upkeep.restore.side_effect = restore
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(IndexUnavailableError):
+            await leased.rebuild.rebuild()
+    assert begun == ended == rebuild._PAGES_UNDER_WAY
