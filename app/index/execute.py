@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 import redis.asyncio as aredis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from app.index.scripts import Call
@@ -21,7 +22,7 @@ _LONG_S: Final = 0.001_2
 _MOST_AT_ONCE: Final = 8
 
 _MOST_TURNS: Final = 32
-"""For so long a caller keeps a connection. Others may wait for it, and give up before a whole page is through."""
+"""So many turns a caller keeps a connection: others may wait for it, and would give up during a whole page."""
 
 
 class Pace:
@@ -55,7 +56,7 @@ async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: P
     guard makes safe to repeat.
 
     Args:
-        client: whose connections are used, one of them.
+        client: whose connections are used, one at a time.
         calls: the next few are prepared while Redis works.
         pace: how many are few.
         ahead: send the next few before the last have been answered. Redis then works without a pause, and a lookup
@@ -65,6 +66,7 @@ async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: P
         ResponseError: a call failed. Those sent with it or right after it may have been run all the same.
     """
     replies: list[Any] = []
+    most_waiting = 2 if ahead else 1
     following = list(islice(calls, pace.at_once))
     while following:
         connection: Any = client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's own
@@ -73,7 +75,7 @@ async def run_few_at_a_time(client: aredis.Redis, calls: Iterator[Call], pace: P
         turns = 0
         try:
             while line.waiting or (following and turns < _MOST_TURNS):
-                while following and turns < _MOST_TURNS and line.waiting < 1 + ahead:
+                while following and turns < _MOST_TURNS and line.waiting < most_waiting:
                     await line.send(following)
                     turns += 1
                     following = list(islice(calls, pace.at_once))
@@ -104,6 +106,9 @@ class _Line:
         await self._send(batch, [_command(call) for call in batch])
 
     async def _send(self, batch: list[Call], commands: list[tuple[Any, ...]]) -> None:
+        if self._sent and not self._connection.is_connected:
+            # It would connect anew, and take the next replies for those that will not come.
+            raise RedisConnectionError("Closed while replies were on their way")
         packed = self._connection.pack_commands(commands)
         self._sent.append(batch)
         # A check of the connection's health would take a reply that is on its way for its own.
@@ -127,9 +132,9 @@ class _Line:
         await self._client.connection_pool.release(self._connection)
 
     async def _send_again(self) -> list[Any]:
-        sent, self._sent = self._sent, deque()
-        for batch in islice(sent, 1, None):
+        for batch in islice(self._sent, 1, None):
             await self._read(batch)
+        sent, self._sent = self._sent, deque()
         for batch in sent:
             # With their source: loaded first, they could be lost again before they run.
             await self._send(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aredis
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004  # redis-py's name
 
 from app.index import execute
 from app.index.connect import connect
@@ -32,6 +32,13 @@ async def client(redis_url: str) -> AsyncIterator[aredis.Redis]:
     """With a single connection: whoever keeps it, or wants two, gets no further."""
     client = connect(index_settings(redis_url, redis_pool_size=1, redis_timeout_s=5.0), purpose="test")
     await client.script_flush()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def other(redis_url: str) -> AsyncIterator[aredis.Redis]:
+    client = connect(index_settings(redis_url), purpose="other")
     yield client
     await client.aclose()
 
@@ -61,9 +68,8 @@ async def test_replies_and_effects_are_in_the_order_of_the_calls(
 
 @both_ways
 async def test_scripts_that_are_lost_on_the_way_are_loaded_again_and_no_call_is_missing(
-    client: aredis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, *, ahead: bool
+    client: aredis.Redis, other: aredis.Redis, monkeypatch: pytest.MonkeyPatch, *, ahead: bool
 ) -> None:
-    other = connect(index_settings(redis_url), purpose="other")
     receive = execute._Line.receive
     rounds = 0
 
@@ -88,7 +94,6 @@ async def test_scripts_that_are_lost_on_the_way_are_loaded_again_and_no_call_is_
     last = dict(zip(await noted(client), range(1_000), strict=False))
     assert list(last) == taken(range(100))
     assert sorted(last.values()) == list(last.values()), "a call ran again, and one after it did not"
-    await other.aclose()
 
 
 @both_ways
@@ -122,6 +127,22 @@ async def test_who_gives_up_leaves_no_reply_to_the_next_caller(
         with pytest.raises(asyncio.CancelledError):
             await running
     assert await asyncio.gather(*(client.echo(str(n)) for n in range(10))) == taken(range(10))
+
+
+async def test_what_was_sent_before_a_connection_closed_gets_no_other_replies(
+    client: aredis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = execute._Line.send
+
+    async def closing(line: execute._Line, batch: list[Call]) -> None:
+        if line.waiting:
+            await line._connection.disconnect()
+        await send(line, batch)
+
+    monkeypatch.setattr(execute._Line, "send", closing)
+    with pytest.raises(ConnectionError):
+        await run_few_at_a_time(client, iter(calls(range(9))), Pace(2), ahead=True)
+    assert set(await noted(client)) <= set(taken(range(2)))
 
 
 @both_ways
