@@ -50,22 +50,23 @@ def free_port() -> int:
     It lies below those that a system hands out by itself (from 32768 on Linux, 49152 elsewhere): another process's
     connection to somewhere cannot take it before its server listens, nor while its server is down.
     """
-    while True:
-        port = secrets.choice(_PORTS[_worker_number() :: _MOST_WORKERS])
+    left = [port for port in _own_ports() if port not in _given]
+    while left:
+        port = left.pop(secrets.randbelow(len(left)))
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in _given:
-            _given.add(port)
-            return port
+        _given.add(port)
+        return port
+    raise ServerFailedError("every port for tests was given out once, or somebody listens on it")
 
 
-def _worker_number() -> int:
-    """Processes of one test run draw from ports of their own."""
+def _own_ports() -> range:
+    """Processes of one test run draw from ports of their own: what one gave up for a moment no other takes."""
     digits = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-    return int(digits) % _MOST_WORKERS if digits.isdigit() else 0
+    return _PORTS[int(digits) % _MOST_WORKERS :: _MOST_WORKERS] if digits.isdigit() else _PORTS
 
 
 class ValkeyServer(Server):
