@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
+from redis.exceptions import ResponseError
 
 from app.errors import IndexUnavailableError
 from app.index.clock import ManualClock
@@ -16,6 +17,7 @@ from app.index.opening import Index
 from app.index.upkeep import APPLY_SLICE
 from app.models.capacity import AgentStatus, CapacityQuery, GpuType
 from app.models.heartbeat import ResourceMetrics
+from app.models.identity import StreamId
 from app.models.insight import PoolTotals
 from app.record import migrate, open_record
 from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
@@ -95,6 +97,29 @@ async def test_a_full_server_costs_no_transition() -> None:
             assert not await index.capacity._client.exists(index.keys.dead_letters)
             for n in range(1, 7):
                 assert await transitions(index, n) == ["online", "busy", "online"]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("CONFIG SET maxmemory 1mb", IndexUnavailableError),
+        ("CONFIG SET min-replicas-to-write 1", IndexUnavailableError),
+        ("REPLICAOF 127.0.0.1 1", IndexUnavailableError),
+        ("ACL SETUSER default -hset", ResponseError),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["unchanged", "new"])
+async def test_what_the_server_refuses_is_no_fault_of_an_agent(
+    command: str, error: type[Exception], *, known: bool
+) -> None:
+    with start_valkey() as server, server.client() as operator:
+        async with opened_index(index_settings(server.url)) as index:
+            beats = [(StreamId(1_700_000_000_000, n), heartbeat(n)) for n in range(1, 21)]
+            if known:
+                await index.upkeep.apply(beats)
+            operator.execute_command(command)
+            with pytest.raises(error):
+                await index.upkeep.apply([(StreamId(stream_id.ms + 1), beat) for stream_id, beat in beats])
 
 
 async def transitions(index: Index, number: int) -> list[str]:

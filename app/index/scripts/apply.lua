@@ -101,21 +101,26 @@ local function apply_one(at)
     return outcome
 end
 
--- Whether the server takes nothing from anybody now, rather than that this agent is damaged.
+-- Whether the server takes this from nobody now, or not from this user, rather than that the agent is damaged.
 local function refuses(fault)
-    local code = type(fault) == 'table' and string.match(fault.err, '^%u+')
-    return code and code ~= 'ERR' and code ~= 'WRONGTYPE'
+    local code = string.match(fault, '^(%u+) ')
+    if code == 'ERR' then
+        return string.find(fault, 'ACL failure', 1, true) or string.find(fault, 'user executing', 1, true)
+    end
+    return code and code ~= 'WRONGTYPE'
 end
 
 for at = 3, #ARGV, 9 do
     -- A damaged agent holds up nobody: those after it, tried again later, would be behind what followed them.
     local done, outcome = pcall(apply_one, at)
     if not done then
-        if refuses(outcome) then
+        -- Some servers raise a table, others its text.
+        local fault = type(outcome) == 'table' and outcome.err or outcome
+        outcome = redis.error_reply(fault)
+        if refuses(fault) then
             write_totals()
             return outcome
         end
-        if type(outcome) ~= 'table' then outcome = redis.error_reply(outcome) end
     end
     outcomes[#outcomes + 1] = outcome
 end
