@@ -23,7 +23,11 @@ HEARTBEATS_REJECTED = Counter("headroom_heartbeats_rejected", "Heartbeats refuse
 HEARTBEATS = Counter("headroom_heartbeats", "Heartbeats judged by the ingest, by outcome.", ["outcome"])
 RECORDED = Counter("headroom_recorded_heartbeats", "Heartbeats judged by the recorder, by outcome.", ["outcome"])
 TRANSITIONS = Counter("headroom_transitions", "Status changes written to the record.")
-DEAD_LETTERS = Counter("headroom_dead_letters", "Log entries that could not be decoded.", ["group"])
+DEAD_LETTERS = Counter(
+    "headroom_dead_letters",
+    "Log entries set aside: not to be decoded, or of an agent whose state is damaged.",
+    ["group"],
+)
 STREAM_LOST = Counter("headroom_lost_entries", "Log entries trimmed before a group had processed them.", ["group"])
 VISIBILITY_SECONDS = Histogram(
     "headroom_visibility_seconds", "From a heartbeat's receipt to its application.", buckets=_SECONDS

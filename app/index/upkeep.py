@@ -103,6 +103,9 @@ class Upkeep:
 
         Returns:
             What became of each; an error where the state of its agent is not what it could be applied to.
+
+        Raises:
+            ResponseError: Redis does not let this user write, for example.
         """
         calls = (
             self._call("apply", self._offline_after_ms, *(a for one in part for a in apply_arguments(*one)))
@@ -110,7 +113,13 @@ class Upkeep:
         )
         with unavailable():
             replies = await run_few_at_a_time(self._client, calls, self._applying, ahead=behind)
-        return [_outcome(outcome) for reply in replies for outcome in reply]
+        for _, fault in replies:
+            if fault is not None:
+                # Whoever damaged them must hear of it, though nobody's heartbeat waits for them.
+                _log.error(
+                    "Totals cannot be written; delete them and run headroom audit --repair", reason=str(fault)
+                )
+        return [_outcome(outcome) for outcomes, _ in replies for outcome in outcomes]
 
     async def sweep(self) -> int:
         """Takes one slice of silent agents out of the sets; returns how many, SWEEP_SLICE: maybe more."""

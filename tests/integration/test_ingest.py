@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from redis.exceptions import ResponseError
 
 from app.errors import IndexUnavailableError
+from app.index.audit import TotalsCount
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.index.upkeep import APPLY_SLICE
@@ -20,7 +21,7 @@ from app.models.heartbeat import ResourceMetrics
 from app.models.identity import StreamId
 from app.models.insight import PoolTotals
 from app.record import migrate, open_record
-from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index, unapplied
 from tests.servers import start_valkey
 from workers.audit import Audit
 from workers.clock_watch import ClockWatch
@@ -92,6 +93,7 @@ async def test_a_full_server_costs_no_transition() -> None:
             ingest = Ingest(index.index_reader(), index.upkeep)
             with pytest.raises(IndexUnavailableError):
                 await ingest.run_once()
+            assert ingest._reader.behind, "the calls were not sent ahead"
             operator.config_set("maxmemory", "0")
             await apply_everything(index, ingest=ingest)
             assert not await index.capacity._client.exists(index.keys.dead_letters)
@@ -120,6 +122,33 @@ async def test_what_the_server_refuses_is_no_fault_of_an_agent(
             operator.execute_command(command)
             with pytest.raises(error):
                 await index.upkeep.apply([(StreamId(stream_id.ms + 1), beat) for stream_id, beat in beats])
+
+
+@pytest.mark.parametrize("damage", ["DEL {0}\nSET {0} words", "HSET {0} nvidia:vram_available_mib words"])
+async def test_totals_that_somebody_damaged_hold_up_nobody(
+    index: Index, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(n) for n in range(1, 21)])
+    await apply_everything(index)
+    key = index.keys.all_totals("desktop")
+    assert await client.exists(key)
+    for line in damage.format(key).splitlines():
+        await client.execute_command(*line.split())
+    await index.log.append([heartbeat(n, vram=n + 1.0) for n in range(1, 21)])
+    await Ingest(index.index_reader(), index.upkeep).run_once()
+    assert not await unapplied(index)
+    assert not await client.exists(index.keys.dead_letters)
+    assert "Totals cannot be written" in capsys.readouterr().out
+    assert (await index.capacity.find(CapacityQuery(limit=1))).agents[0].gpu_vram_available_gb == 21.0
+    # As the log says, and as headroom audit --repair does it.
+    await client.delete(key)
+    count = TotalsCount(index.keys)
+    async for page in index.states.agents():
+        for agent in page:
+            count.add(agent)
+    await index.audit.correct_totals(count.missing_from(await index.audit.totals()))
+    assert int(await client.hget(key, "nvidia:vram_available_mib")) == sum(range(2, 22)) * 1024
 
 
 async def transitions(index: Index, number: int) -> list[str]:

@@ -95,6 +95,9 @@ async def test_the_record_is_read_in_pieces_and_put_back_in_pages() -> None:
 
 
 async def test_pages_that_fail_together_are_all_heard(caplog: pytest.LogCaptureFixture) -> None:
+    # What earlier tests left says so now.
+    gc.collect()
+    caplog.clear()
     leased = Leased([], lasts=1)
     both, gone = asyncio.Event(), asyncio.Event()
     begun = 0
@@ -118,7 +121,7 @@ async def test_pages_that_fail_together_are_all_heard(caplog: pytest.LogCaptureF
     del rebuilding
     await asyncio.sleep(0)
     gc.collect()
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_pages_under_way_end_with_the_rebuild() -> None:

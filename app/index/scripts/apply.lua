@@ -7,7 +7,8 @@
 --          status, place ("vram cores type pool", empty without metrics),
 --          machine ("type pool gpu_type total_vram_gb physical_cores", the last three "-" when not said),
 --          the hash's other fields, as a JSON array of field, value, field, value…
--- Result   an outcome per heartbeat: applied, duplicate, reordered, cloned, or the error that its agent's state led to
+-- Result   {outcomes, fault}: per heartbeat applied, duplicate, reordered, cloned, or the error that its agent's state
+--          led to; and nil, or why totals could not be written. An error alone where the server refuses.
 --!include common order ladder place feed totals flapping memory
 
 local offline_after_ms = tonumber(ARGV[2])
@@ -101,7 +102,13 @@ local function apply_one(at)
     return outcome
 end
 
--- Whether the server takes this from nobody now, or not from this user, rather than that the agent is damaged.
+-- Some servers raise a table, others its text.
+local function words(fault)
+    return type(fault) == 'table' and fault.err or fault
+end
+
+-- Whether the server takes this from nobody now, or not from this user, rather than that the agent is damaged. Taken
+-- for the server's, what is the agent's would stop everybody for ever; the other way it costs this heartbeat.
 local function refuses(fault)
     local code = string.match(fault, '^(%u+) ')
     if code == 'ERR' then
@@ -114,15 +121,15 @@ for at = 3, #ARGV, 9 do
     -- A damaged agent holds up nobody: those after it, tried again later, would be behind what followed them.
     local done, outcome = pcall(apply_one, at)
     if not done then
-        -- Some servers raise a table, others its text.
-        local fault = type(outcome) == 'table' and outcome.err or outcome
+        local fault = words(outcome)
         outcome = redis.error_reply(fault)
         if refuses(fault) then
-            write_totals()
+            pcall(write_totals)
             return outcome
         end
     end
     outcomes[#outcomes + 1] = outcome
 end
-write_totals()
-return outcomes
+-- Were the call to fail with them, its repetition would find all applied and nothing to add up.
+local written, fault = pcall(write_totals)
+return {outcomes, not written and redis.error_reply(words(fault))}
