@@ -72,6 +72,8 @@ class Audit:
             yield finding
 
     async def _totals(self, *, repair: bool) -> AsyncIterator[Finding]:
+        async for finding in self._index.audit.damaged_totals(repair=repair):
+            yield finding
         first = await self._missing_totals()
         if not first:
             return

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
 
 import redis.asyncio as aredis
+from redis.exceptions import ResponseError
 
 from app.index.connect import unavailable
 from app.index.execute import run
@@ -26,6 +27,8 @@ _SEARCHED: Final = re.compile(
     r":[a-z0-9-]+(:silent|:busy|:cordoned)?(:cores|:machines|(:pool:[^:]+)?:vram(:cores:[0-9]+(\+|-[0-9]+))?)"
 )
 """What follows the prefix in the key of a set that searches read."""
+
+_NUMBER: Final = re.compile(rb"-?[0-9]{1,18}")
 
 Totals = dict[str, dict[str, int]]
 
@@ -85,16 +88,50 @@ class IndexAudit:
                 if not cursor:
                     break
 
+    async def damaged_totals(self, *, repair: bool) -> AsyncIterator[Finding]:
+        """Totals to which no script can add anything. A repair takes them away; they are missing then."""
+        with unavailable():
+            async for raw in self._scan_totals():
+                key, fields = raw.decode(), await self._read_totals(raw)
+                if fields is None:
+                    if repair:
+                        await self._client.delete(raw)
+                    yield Finding(where="totals", subject=key, what="its key is no hash", repaired=repair)
+                    continue
+                for field in [field for field, number in fields.items() if not _NUMBER.fullmatch(number)]:
+                    if repair:
+                        await self._client.hdel(raw, field)
+                    what = f"{field.decode('utf-8', 'replace')} is no number"
+                    yield Finding(where="totals", subject=key, what=what, repaired=repair)
+
     async def totals(self) -> Totals:
-        """The totals as they stand in Redis, by key, without zeros."""
+        """The totals as they stand in Redis, by key, without zeros and what is no number."""
         totals: Totals = {}
         with unavailable():
-            async for raw in self._client.scan_iter(match=f"{self._keys.prefix}:*:totals:*", count=500):
-                fields: Any = await self._client.hgetall(raw)
-                numbers = {field.decode(): int(number) for field, number in fields.items() if int(number)}
+            async for raw in self._scan_totals():
+                fields = await self._read_totals(raw) or {}
+                numbers = {
+                    field.decode(): int(number)
+                    for field, number in fields.items()
+                    if _NUMBER.fullmatch(number) and int(number)
+                }
                 if numbers:
                     totals[raw.decode()] = numbers
         return totals
+
+    def _scan_totals(self) -> AsyncIterator[bytes]:
+        keys: AsyncIterator[bytes] = self._client.scan_iter(match=f"{self._keys.prefix}:*:totals:*", count=500)
+        return keys
+
+    async def _read_totals(self, key: bytes) -> dict[bytes, bytes] | None:
+        """None where somebody put something else there."""
+        try:
+            fields: dict[bytes, bytes] = await self._client.hgetall(key)  # type: ignore[assignment]  # not decoded
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return None
+        return fields
 
     async def correct_totals(self, differences: Totals) -> None:
         """Adds what is missing, takes away what is too much; changes made meanwhile stay counted."""

@@ -12,7 +12,6 @@ from prometheus_client import REGISTRY
 from redis.exceptions import ResponseError
 
 from app.errors import IndexUnavailableError
-from app.index.audit import TotalsCount
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.index.upkeep import APPLY_SLICE
@@ -124,31 +123,37 @@ async def test_what_the_server_refuses_is_no_fault_of_an_agent(
                 await index.upkeep.apply([(StreamId(stream_id.ms + 1), beat) for stream_id, beat in beats])
 
 
-@pytest.mark.parametrize("damage", ["DEL {0}\nSET {0} words", "HSET {0} nvidia:vram_available_mib words"])
-async def test_totals_that_somebody_damaged_hold_up_nobody(
-    index: Index, capsys: pytest.CaptureFixture[str], damage: str
+@pytest.mark.parametrize(
+    "damage",
+    ["DEL {0}\nSET {0} words", "HSET {0} nvidia:vram_available_mib words", "HSET {0} nvidia:vram_total_mib words"],
+)
+async def test_totals_that_somebody_damaged_hold_up_nobody_and_are_mended(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    client: Any = index.capacity._client
-    await index.log.append([heartbeat(n) for n in range(1, 21)])
-    await apply_everything(index)
-    key = index.keys.all_totals("desktop")
-    assert await client.exists(key)
-    for line in damage.format(key).splitlines():
-        await client.execute_command(*line.split())
-    await index.log.append([heartbeat(n, vram=n + 1.0) for n in range(1, 21)])
-    await Ingest(index.index_reader(), index.upkeep).run_once()
-    assert not await unapplied(index)
-    assert not await client.exists(index.keys.dead_letters)
-    assert "Totals cannot be written" in capsys.readouterr().out
-    assert (await index.capacity.find(CapacityQuery(limit=1))).agents[0].gpu_vram_available_gb == 21.0
-    # As the log says, and as headroom audit --repair does it.
-    await client.delete(key)
-    count = TotalsCount(index.keys)
-    async for page in index.states.agents():
-        for agent in page:
-            count.add(agent)
-    await index.audit.correct_totals(count.missing_from(await index.audit.totals()))
-    assert int(await client.hget(key, "nvidia:vram_available_mib")) == sum(range(2, 22)) * 1024
+    settings = index_settings(redis_url, database_url=f"sqlite+aiosqlite:///{tmp_path / 'record.db'}")
+    await migrate(settings.record_url)
+    record = open_record(settings)
+    async with opened_index(settings) as index:
+        client: Any = index.capacity._client
+        await index.log.append([heartbeat(n) for n in range(1, 21)])
+        await apply_everything(index)
+        key = index.keys.all_totals("desktop")
+        assert await client.exists(key)
+        for line in damage.format(key).splitlines():
+            await client.execute_command(*line.split())
+        bigger = ResourceMetrics(gpu_vram_total_gb=24.0, gpu_vram_available_gb=9.0, gpu_type=GpuType.NVIDIA)
+        await index.log.append([heartbeat(n, resource_metrics=bigger) for n in range(1, 21)])
+        await Ingest(index.index_reader(), index.upkeep).run_once()
+        assert not await unapplied(index)
+        assert not await client.exists(index.keys.dead_letters)
+        assert "Totals cannot be written" in capsys.readouterr().out
+        await Recorder(index.record_reader(), record.writer).run_once()
+        audit = Audit(index, record, pause_s=0, settle_s=0)
+        assert {one.where async for one in audit.run(repair=False)} == {"totals"}
+        assert {one.where async for one in audit.run(repair=True)} == {"totals"}
+        assert not [one async for one in audit.run(repair=False)]
+        assert int(await client.hget(key, "nvidia:vram_total_mib")) == 20 * 24 * 1024
+    await record.close()
 
 
 async def transitions(index: Index, number: int) -> list[str]:
