@@ -28,7 +28,9 @@ _SEARCHED: Final = re.compile(
 )
 """What follows the prefix in the key of a set that searches read."""
 
-_NUMBER: Final = re.compile(rb"-?[0-9]{1,18}")
+_FIGURE: Final = re.compile(rb"[a-z0-9]+:[a-z0-9_]+")
+_NUMBER: Final = re.compile(rb"0|-?[1-9][0-9]{0,17}")
+"""As Redis writes them; to anything else it adds nothing."""
 
 Totals = dict[str, dict[str, int]]
 
@@ -88,24 +90,28 @@ class IndexAudit:
                 if not cursor:
                     break
 
-    async def damaged_totals(self, *, repair: bool) -> AsyncIterator[Finding]:
-        """Totals to which no script can add anything. A repair takes them away; they are missing then."""
+    async def damaged_totals(self, *, repair: bool) -> list[tuple[str, str | None]]:
+        """Keys and fields to which no script can add anything, None for a key that is no hash at all.
+
+        A repair takes them away; then all of them is missing.
+        """
+        damaged: list[tuple[str, str | None]] = []
         with unavailable():
-            async for raw in self._scan_totals():
-                key, fields = raw.decode(), await self._read_totals(raw)
+            async for key in self._scan_totals():
+                fields = await self._read_totals(key)
                 if fields is None:
+                    damaged.append((key.decode("utf-8", "replace"), None))
                     if repair:
-                        await self._client.delete(raw)
-                    yield Finding(where="totals", subject=key, what="its key is no hash", repaired=repair)
+                        await self._client.delete(key)
                     continue
-                for field in [field for field, number in fields.items() if not _NUMBER.fullmatch(number)]:
+                for field in [field for field, number in fields.items() if not _is_total(field, number)]:
+                    damaged.append((key.decode("utf-8", "replace"), field.decode("utf-8", "replace")))
                     if repair:
-                        await self._client.hdel(raw, field)
-                    what = f"{field.decode('utf-8', 'replace')} is no number"
-                    yield Finding(where="totals", subject=key, what=what, repaired=repair)
+                        await self._client.hdel(key, field)
+        return damaged
 
     async def totals(self) -> Totals:
-        """The totals as they stand in Redis, by key, without zeros and what is no number."""
+        """The totals as they stand in Redis, by key, without zeros and what is damaged."""
         totals: Totals = {}
         with unavailable():
             async for raw in self._scan_totals():
@@ -113,7 +119,7 @@ class IndexAudit:
                 numbers = {
                     field.decode(): int(number)
                     for field, number in fields.items()
-                    if _NUMBER.fullmatch(number) and int(number)
+                    if _is_total(field, number) and int(number)
                 }
                 if numbers:
                     totals[raw.decode()] = numbers
@@ -190,6 +196,10 @@ class TotalsCount:
             if wrong := {field: number for field, number in fields.items() if number}:
                 missing[key] = wrong
         return missing
+
+
+def _is_total(field: bytes, number: bytes) -> bool:
+    return _FIGURE.fullmatch(field) is not None and _NUMBER.fullmatch(number) is not None
 
 
 def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -32,6 +33,8 @@ _log = logger(__name__)
 T = TypeVar("T")
 
 _MARKS_KEPT_MS: Final = 86_400_000
+
+_QUIET_S: Final = 60.0
 
 APPLY_SLICE: Final = 8
 """Heartbeats per script call: about a millisecond of Redis's time when every value of every agent changed."""
@@ -91,6 +94,7 @@ class Upkeep:
         self._offline_after_ms = round(offline_after_s * 1000)
         self._forget_after_ms = round(forget_after_d * 86_400_000)
         self._applying = Pace()
+        self._quiet_until_s = 0.0
 
     async def apply(
         self, heartbeats: Sequence[tuple[StreamId, Heartbeat]], *, behind: bool = False
@@ -113,13 +117,16 @@ class Upkeep:
         )
         with unavailable():
             replies = await run_few_at_a_time(self._client, calls, self._applying, ahead=behind)
-        for _, fault in replies:
-            if fault is not None:
-                # Whoever damaged them must hear of it, though nobody's heartbeat waits for them.
-                _log.error(
-                    "Totals cannot be written; delete them and run headroom audit --repair", reason=str(fault)
-                )
+        self._complain(fault for _, fault in replies if fault is not None)
         return [_outcome(outcome) for outcomes, _ in replies for outcome in outcomes]
+
+    def _complain(self, faults: Iterator[ResponseError]) -> None:
+        """Whoever damaged totals must hear of it, though no heartbeat waits for them."""
+        fault = next(faults, None)
+        # Every call meets it until it is mended.
+        if fault is not None and time.monotonic() >= self._quiet_until_s:
+            self._quiet_until_s = time.monotonic() + _QUIET_S
+            _log.error("Totals cannot be written; headroom audit --repair mends those of pools", reason=str(fault))
 
     async def sweep(self) -> int:
         """Takes one slice of silent agents out of the sets; returns how many, SWEEP_SLICE: maybe more."""

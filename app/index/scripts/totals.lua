@@ -70,26 +70,36 @@ local function enroll(sign, machine)
     pools[by_type][pool] = (pools[by_type][pool] or 0) + sign
 end
 
--- Every script that moves agents ends with it.
+-- Every script that moves agents ends with it. What somebody damaged costs its own sums only: nothing would tell later
+-- which others went with them. The first fault is raised in the end, with the key behind the server's words.
 local function write_totals()
+    local fault
+    local function write(command, key, ...)
+        local reply = redis.pcall(command, key, ...)
+        if type(reply) ~= 'table' or not reply.err then return tonumber(reply) end
+        fault = fault or reply.err .. ' (' .. key .. ')'
+    end
     for key, fields in pairs(sums) do
         for field, amount in pairs(fields) do
-            if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
+            if amount ~= 0 then write('HINCRBY', key, field, string.format('%.0f', amount)) end
         end
     end
     for key, fields in pairs(numbers) do
         for field, number in pairs(fields) do
-            if number ~= 0 and redis.call('HINCRBY', key, field, number) <= 0 then redis.call('HDEL', key, field) end
+            local left = number ~= 0 and write('HINCRBY', key, field, number)
+            if left and left <= 0 then redis.call('HDEL', key, field) end
         end
     end
     for by_type, of_type in pairs(pools) do
         for pool, number in pairs(of_type) do
-            if number ~= 0 and tonumber(redis.call('ZINCRBY', by_type .. ':pools', number, pool)) <= 0 then
+            local left = number ~= 0 and write('ZINCRBY', by_type .. ':pools', number, pool)
+            if left and left <= 0 then
                 redis.call('ZREM', by_type .. ':pools', pool)
                 redis.call('DEL', by_type .. ':totals:' .. pool)
             end
         end
     end
+    if fault then error(redis.error_reply(fault)) end
 end
 
 -- Placeable agents by what their machines are, so that one that is big enough is found however many are not:
