@@ -7,18 +7,21 @@ from typing import Any
 
 import pytest
 
+from app.index.audit import Totals
 from app.index.clock import ManualClock
 from app.index.connect import send_reads
 from app.index.opening import Index
 from app.index.placement import from_ms
-from app.models.capacity import AgentStatus
+from app.models.capacity import AgentStatus, GpuType
 from app.models.cordon import Cordon
 from app.models.finding import Finding
+from app.models.heartbeat import ResourceMetrics
 from app.record import Record, migrate, open_record
 from tests.consistency import assert_index_consistent
-from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index, unapplied
 from workers.audit import Audit
 from workers.clock_watch import ClockWatch
+from workers.ingest import Ingest
 from workers.reaper import Reaper
 from workers.recorder import Recorder
 
@@ -181,3 +184,64 @@ async def test_differences_are_settled_a_part_at_a_time(
     await audit(index, record, repair=True)
     await audit(index, record, repair=True)
     assert await audit(index, record) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DEL {0}\nSET {0} words",
+        "HSET {0} nvidia:vram_available_mib words",
+        "HSET {0} nvidia:vram_total_mib words",
+        "HSET {0} nvidia:vram_total_mib 0163840",
+    ],
+)
+async def test_totals_that_somebody_damaged_hold_up_nobody_and_are_mended(
+    index: Index, record: Record, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(n) for n in range(1, 21)])
+    await apply_everything(index)
+    key = index.keys.all_totals("desktop")
+    assert await client.exists(key)
+    for line in damage.format(key).splitlines():
+        await client.execute_command(*line.split())
+    bigger = ResourceMetrics(gpu_vram_total_gb=24.0, gpu_vram_available_gb=9.0, gpu_type=GpuType.NVIDIA)
+    await index.log.append([heartbeat(n, resource_metrics=bigger) for n in range(1, 21)])
+    await index.log.append([heartbeat(n, resource_metrics=bigger, pool_name="fresh") for n in range(21, 26)])
+    ingest = Ingest(index.index_reader(), index.upkeep)
+    for _ in range(2):
+        await ingest.run_once()
+    assert not await unapplied(index), "a call failed"
+    assert not await client.exists(index.keys.dead_letters)
+    assert capsys.readouterr().out.count("Totals cannot be written") == 1
+    # What else the damaged ones were written with.
+    fresh = await client.hgetall(index.keys.totals("desktop", "fresh"))
+    assert (fresh[b"nvidia:placeable"], await client.hget(index.keys.types, "desktop")) == (b"5", b"25")
+    await Recorder(index.record_reader(), record.writer).run_once()
+    assert {(one.where, one.repaired) for one in await audit(index, record)} == {("totals", False)}
+    assert {(one.where, one.repaired) for one in await audit(index, record, repair=True)} == {("totals", True)}
+    assert await audit(index, record) == []
+    assert int(await client.hget(key, "nvidia:vram_total_mib")) == 25 * 24 * 1024
+
+
+async def test_damaged_totals_are_mended_while_heartbeats_come_in(
+    index: Index, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = index.capacity._client
+    await index.log.append([heartbeat(n, vram=8.0) for n in range(1, 21)])
+    await apply_everything(index)
+    read, vram = index.audit.totals, 8.0
+
+    async def busy() -> Totals:
+        nonlocal vram
+        vram += 1.0
+        await index.log.append([heartbeat(1, vram=vram)])
+        await apply_everything(index)
+        return await read()
+
+    monkeypatch.setattr(index.audit, "totals", busy)
+    key = index.keys.all_totals("desktop")
+    await client.hset(key, "nvidia:vram_available_mib", "words")
+    assert [one for one in await audit(index, record, repair=True) if one.where == "totals"]
+    off = int(await client.hget(key, "nvidia:vram_available_mib")) - (19 * 8.0 + vram) * 1024
+    assert abs(off) <= 1024

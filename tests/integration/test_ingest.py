@@ -12,7 +12,6 @@ from prometheus_client import REGISTRY
 from redis.exceptions import ResponseError
 
 from app.errors import IndexUnavailableError
-from app.index.audit import Totals
 from app.index.clock import ManualClock
 from app.index.opening import Index
 from app.index.upkeep import APPLY_SLICE
@@ -21,7 +20,7 @@ from app.models.heartbeat import ResourceMetrics
 from app.models.identity import StreamId
 from app.models.insight import PoolTotals
 from app.record import migrate, open_record
-from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index, unapplied
+from tests.indexing import agent_id, apply_everything, heartbeat, index_settings, opened_index
 from tests.servers import start_valkey
 from workers.audit import Audit
 from workers.clock_watch import ClockWatch
@@ -122,79 +121,6 @@ async def test_what_the_server_refuses_is_no_fault_of_an_agent(
             operator.execute_command(command)
             with pytest.raises(error):
                 await index.upkeep.apply([(StreamId(stream_id.ms + 1), beat) for stream_id, beat in beats])
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "DEL {0}\nSET {0} words",
-        "HSET {0} nvidia:vram_available_mib words",
-        "HSET {0} nvidia:vram_total_mib words",
-        "HSET {0} nvidia:vram_total_mib 0163840",
-    ],
-)
-async def test_totals_that_somebody_damaged_hold_up_nobody_and_are_mended(
-    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    settings = index_settings(redis_url, database_url=f"sqlite+aiosqlite:///{tmp_path / 'record.db'}")
-    await migrate(settings.record_url)
-    record = open_record(settings)
-    async with opened_index(settings) as index:
-        client: Any = index.capacity._client
-        await index.log.append([heartbeat(n) for n in range(1, 21)])
-        await apply_everything(index)
-        key = index.keys.all_totals("desktop")
-        assert await client.exists(key)
-        for line in damage.format(key).splitlines():
-            await client.execute_command(*line.split())
-        bigger = ResourceMetrics(gpu_vram_total_gb=24.0, gpu_vram_available_gb=9.0, gpu_type=GpuType.NVIDIA)
-        await index.log.append([heartbeat(n, resource_metrics=bigger) for n in range(1, 21)])
-        await index.log.append([heartbeat(n, resource_metrics=bigger, pool_name="fresh") for n in range(21, 26)])
-        ingest = Ingest(index.index_reader(), index.upkeep)
-        for _ in range(2):
-            await ingest.run_once()
-        assert not await unapplied(index), "a call failed"
-        assert not await client.exists(index.keys.dead_letters)
-        assert capsys.readouterr().out.count("Totals cannot be written") == 1
-        # What else the damaged ones were written with.
-        fresh = await client.hgetall(index.keys.totals("desktop", "fresh"))
-        assert (fresh[b"nvidia:placeable"], await client.hget(index.keys.types, "desktop")) == (b"5", b"25")
-        await Recorder(index.record_reader(), record.writer).run_once()
-        audit = Audit(index, record, pause_s=0, settle_s=0)
-        assert {(one.where, one.repaired) async for one in audit.run(repair=False)} == {("totals", False)}
-        assert {(one.where, one.repaired) async for one in audit.run(repair=True)} == {("totals", True)}
-        assert not [one async for one in audit.run(repair=False)]
-        assert int(await client.hget(key, "nvidia:vram_total_mib")) == 25 * 24 * 1024
-    await record.close()
-
-
-async def test_damaged_totals_are_mended_while_heartbeats_come_in(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = index_settings(redis_url, database_url=f"sqlite+aiosqlite:///{tmp_path / 'record.db'}")
-    await migrate(settings.record_url)
-    record = open_record(settings)
-    async with opened_index(settings) as index:
-        client: Any = index.capacity._client
-        await index.log.append([heartbeat(n, vram=8.0) for n in range(1, 21)])
-        await apply_everything(index)
-        read, vram = index.audit.totals, 8.0
-
-        async def busy() -> Totals:
-            nonlocal vram
-            vram += 1.0
-            await index.log.append([heartbeat(1, vram=vram)])
-            await apply_everything(index)
-            return await read()
-
-        monkeypatch.setattr(index.audit, "totals", busy)
-        key = index.keys.all_totals("desktop")
-        await client.hset(key, "nvidia:vram_available_mib", "words")
-        audit = Audit(index, record, pause_s=0, settle_s=0)
-        assert [one async for one in audit.run(repair=True) if one.where == "totals"]
-        off = int(await client.hget(key, "nvidia:vram_available_mib")) - (19 * 8.0 + vram) * 1024
-        assert abs(off) <= 1024
-    await record.close()
 
 
 async def transitions(index: Index, number: int) -> list[str]:
